@@ -1,0 +1,1 @@
+"""Mail that AI agents send through their owners' own mail servers."""

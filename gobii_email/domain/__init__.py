@@ -1,0 +1,1 @@
+"""What is true about e-mail: no Django, no sockets, no clock."""
