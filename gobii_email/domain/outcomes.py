@@ -7,11 +7,8 @@ mean bugs. What the ending means for the message is decided in classification.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 
 from gobii_email.domain.smtp_replies import Reply, Stage
-
-NO_REPLIES: Mapping[str, Reply] = MappingProxyType({})
 
 
 class Cause(StrEnum):
@@ -65,7 +62,7 @@ class Accepted:
     """
 
     reply: Reply
-    refused: Mapping[str, Reply] = NO_REPLIES
+    refused: Mapping[str, Reply] = field(default_factory=dict)
     provider_message_id: str = ""
     facts: SessionFacts = field(default_factory=SessionFacts)
 
@@ -79,7 +76,7 @@ class Refused:
 
     stage: Stage
     reply: Reply
-    refused: Mapping[str, Reply] = NO_REPLIES
+    refused: Mapping[str, Reply] = field(default_factory=dict)
     facts: SessionFacts = field(default_factory=SessionFacts)
 
 
@@ -95,7 +92,7 @@ class Lost:
     cause: Cause
     text: str
     is_marked: bool = False
-    refused: Mapping[str, Reply] = NO_REPLIES
+    refused: Mapping[str, Reply] = field(default_factory=dict)
     facts: SessionFacts = field(default_factory=SessionFacts)
 
 
