@@ -1,0 +1,292 @@
+"""How the parts of a mail become the bytes that go on the wire, once.
+
+Knows the MIME tree, the identity header fields and the final check that the bytes say what was
+meant and nothing else; how a single field is written is in header_fields. Rules from RFC 5322,
+RFC 2045 and RFC 2387; the result is 7-bit, with CRLF line ends and lines of at most 998 octets.
+"""
+
+import base64
+import hashlib
+import quopri
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from email.header import decode_header, make_header
+from email.message import EmailMessage
+from email.policy import EmailPolicy
+from email.utils import format_datetime, getaddresses
+from types import MappingProxyType
+from typing import Any
+
+from gobii_email.domain.addresses import clean_display_name, one_line, parse_address
+from gobii_email.domain.attachments import EmailAttachmentPayload, clean_attachment, match_inline_images
+from gobii_email.domain.header_fields import (
+    check_headers,
+    encode_mailbox,
+    encode_parameter,
+    encode_text,
+    fold,
+)
+from gobii_email.domain.invalid_mail import InvalidMail
+from gobii_email.domain.thread_headers import bounded_references, clean_message_id
+
+__all__ = [
+    "ATTEMPT_HEADER",
+    "EmailAttachmentPayload",
+    "MailParts",
+    "check_headers",
+    "clean_subject",
+    "compose",
+    "match_inline_images",
+    "new_message_id",
+    "with_attempt_header",
+]
+
+ATTEMPT_HEADER = "X-Gobii-Message-ID"
+MAX_BYTES = 25 * 1024 * 1024
+MAX_RECIPIENTS = 500
+MAX_SUBJECT_CHARACTERS = 998
+MAX_LINE_OCTETS = 998
+
+_ATTEMPT_ID = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class MailParts:
+    """Everything a mail is made of. `to` and `cc` are bare addresses; who is in Bcc is not known here.
+
+    `date` is aware. `html` may be "", then the mail is plain text. `headers` are extra ones from the
+    allow-list. `message_id` and `references` carry their angle brackets.
+    """
+
+    from_name: str
+    from_address: str
+    to: tuple[str, ...]
+    cc: tuple[str, ...]
+    subject: str
+    text: str
+    html: str
+    message_id: str
+    date: datetime
+    in_reply_to: str = ""
+    references: tuple[str, ...] = ()
+    reply_to: str = ""
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    attachments: tuple[EmailAttachmentPayload, ...] = ()
+
+
+def compose(parts: MailParts, *, max_bytes: int = MAX_BYTES, max_recipients: int = MAX_RECIPIENTS) -> bytes:
+    """The finished mail; the same `parts` always give the same bytes.
+
+    Only where an address has a local part outside ASCII do the header fields contain UTF-8 (RFC 6532).
+    Raises InvalidMail when the mail cannot be written safely or is larger than the bounds.
+    """
+    parts = _checked(parts, max_bytes=max_bytes, max_recipients=max_recipients)
+    content = _content(parts)
+    fields = [*_identity_fields(parts).items(), *content.items()]
+    mail = EmailMessage(policy=_WIRE)
+    for name, body in fields:
+        mail[name] = body
+    mail.set_payload(content.get_payload())
+    wire = mail.as_bytes()
+    if len(wire) > max_bytes:
+        raise _too_large(parts, max_bytes)
+    _assert_says_what_was_meant(wire, parts, [name for name, _ in fields])
+    return wire
+
+
+def with_attempt_header(frozen: bytes, attempt_id: str) -> bytes:
+    """The mail of one attempt: `X-Gobii-Message-ID: <attempt_id>`, then `frozen` unchanged."""
+    if not _ATTEMPT_ID.match(attempt_id):
+        raise InvalidMail("attempt_id", "it is not a plain id", "Give letters, digits and hyphens")
+    return f"{ATTEMPT_HEADER}: {attempt_id}\r\n".encode("ascii") + frozen
+
+
+def new_message_id(sender_address: str) -> str:
+    """A fresh `<…@sender's domain>` that nobody can guess, searchable on every IMAP server."""
+    return f"<{secrets.token_hex(20)}@{parse_address(sender_address, field='from').domain}>"
+
+
+def clean_subject(subject: str) -> str:
+    """`subject` on one line; control and direction characters vanish. InvalidMail if it is too long."""
+    cleaned = one_line(subject)
+    if len(cleaned) > MAX_SUBJECT_CHARACTERS:
+        raise InvalidMail("subject", f"it has more than {MAX_SUBJECT_CHARACTERS} characters", "Shorten it")
+    return cleaned
+
+
+def _checked(parts: MailParts, *, max_bytes: int, max_recipients: int) -> MailParts:
+    if len(parts.to) + len(parts.cc) > max_recipients:
+        raise InvalidMail("to", f"there are more than {max_recipients} recipients", "Send several mails")
+    if sum(attachment.size_bytes for attachment in parts.attachments) > max_bytes:
+        raise _too_large(parts, max_bytes)
+    if parts.date.tzinfo is None:
+        raise InvalidMail("date", "it has no time zone", "Give an aware moment")
+    return replace(
+        parts,
+        from_name=clean_display_name(parts.from_name),
+        from_address=str(parse_address(parts.from_address, field="from")),
+        to=tuple(str(parse_address(address, field="to")) for address in parts.to),
+        cc=tuple(str(parse_address(address, field="cc")) for address in parts.cc),
+        reply_to=str(parse_address(parts.reply_to, field="reply_to")) if parts.reply_to else "",
+        subject=clean_subject(parts.subject),
+        text=_clean_body(parts.text),
+        html=_clean_body(parts.html),
+        message_id=_checked_id(parts.message_id, "message_id"),
+        in_reply_to=_checked_id(parts.in_reply_to, "in_reply_to") if parts.in_reply_to else "",
+        references=bounded_references(tuple(_checked_id(text, "references") for text in parts.references)),
+        headers=check_headers(parts.headers),
+        attachments=tuple(clean_attachment(attachment) for attachment in parts.attachments),
+    )
+
+
+def _checked_id(text: str, field_name: str) -> str:
+    if not (message_id := clean_message_id(text)):
+        raise InvalidMail(field_name, f"{ascii(text[:80])} is not a message id", "Give <left@right> in ASCII")
+    return message_id
+
+
+def _clean_body(body: str) -> str:
+    """`body` with CRLF line ends and without what no mail may contain: NUL, other controls, half characters."""
+    body = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "", body)
+    body = body.encode("utf-8", "replace").decode("utf-8")
+    return re.sub(r"\r\n|\r|\n", "\r\n", body)
+
+
+def _identity_fields(parts: MailParts) -> dict[str, str]:
+    """The header fields that say who, to whom, about what and when, in the order they are written."""
+    fields = {
+        "From": encode_mailbox(parts.from_name, parts.from_address),
+        "To": _address_list(parts.to),
+        "Cc": _address_list(parts.cc),
+        "Reply-To": parts.reply_to,
+        "Subject": encode_text(parts.subject),
+        "Date": format_datetime(parts.date),
+        "Message-ID": parts.message_id,
+        "In-Reply-To": parts.in_reply_to,
+        "References": fold(parts.references),
+        **{name: encode_text(value) for name, value in parts.headers.items()},
+        "MIME-Version": "1.0",
+    }
+    return {name: body for name, body in fields.items() if body or name == "Subject"}
+
+
+def _address_list(addresses: Sequence[str]) -> str:
+    return fold([f"{address}," for address in addresses[:-1]] + list(addresses[-1:]))
+
+
+class _WirePolicy(EmailPolicy):
+    """`policy.SMTP` that neither reads nor refolds header fields: they arrive checked and folded."""
+
+    def header_store_parse(self, name: str, value: Any) -> tuple[str, Any]:
+        return name, value
+
+    def header_fetch_parse(self, name: str, value: str) -> Any:
+        return value
+
+    def fold(self, name: str, value: str) -> str:
+        return f"{name}: {value}{self.linesep}"
+
+    def fold_binary(self, name: str, value: str) -> bytes:
+        return self.fold(name, value).encode("utf-8")
+
+
+_WIRE = _WirePolicy(linesep="\r\n", cte_type="7bit", max_line_length=None)
+
+
+def _content(parts: MailParts) -> EmailMessage:
+    """The MIME tree: mixed(alternative(text, related(html, inline images)), attachments), as far as needed."""
+    inline = [attachment for attachment in parts.attachments if attachment.is_inline]
+    attached = [attachment for attachment in parts.attachments if not attachment.is_inline]
+    body = _text_part("plain", parts.text)
+    if parts.html:
+        shown = _text_part("html", parts.html)
+        if inline:
+            related = 'related; type="text/html"'
+            shown = _multipart(related, [shown, *map(_file_part, inline)], parts.message_id)
+        body = _multipart("alternative", [body, shown], parts.message_id)
+    else:
+        attached = inline + attached
+    if attached:
+        body = _multipart("mixed", [body, *map(_file_part, attached)], parts.message_id)
+    return body
+
+
+def _text_part(subtype: str, text: str) -> EmailMessage:
+    """Never 7bit or 8bit: encoded text contains no boundary, no lone dot and no long line."""
+    raw = text.encode("utf-8")
+    quoted = quopri.encodestring(raw.replace(b"\r\n", b"\n")).decode("ascii")
+    is_mostly_ascii = len(quoted) <= len(raw) * 4 / 3 + 76
+    payload = quoted if is_mostly_ascii else base64.encodebytes(raw).decode("ascii")
+    part = EmailMessage(policy=_WIRE)
+    part["Content-Type"] = f'text/{subtype}; charset="utf-8"'
+    part["Content-Transfer-Encoding"] = "quoted-printable" if is_mostly_ascii else "base64"
+    part.set_payload(payload)
+    return part
+
+
+def _file_part(attachment: EmailAttachmentPayload) -> EmailMessage:
+    part = EmailMessage(policy=_WIRE)
+    disposition = "inline" if attachment.is_inline else "attachment"
+    part["Content-Type"] = attachment.content_type + encode_parameter("name", attachment.filename)
+    part["Content-Transfer-Encoding"] = "base64"
+    part["Content-Disposition"] = disposition + encode_parameter("filename", attachment.filename)
+    if attachment.is_inline:
+        part["Content-ID"] = f"<{attachment.content_id}>"
+    part.set_payload(base64.encodebytes(attachment.content).decode("ascii"))
+    return part
+
+
+def _multipart(subtype: str, children: Sequence[EmailMessage], message_id: str) -> EmailMessage:
+    part = EmailMessage(policy=_WIRE)
+    boundary = _boundary(subtype.partition(";")[0], message_id)
+    part["Content-Type"] = f'multipart/{subtype}; boundary="{boundary}"'
+    part.set_payload(list(children))
+    return part
+
+
+def _boundary(subtype: str, message_id: str) -> str:
+    """Fixed for a message, and impossible inside encoded content, where "=" is never followed by "_"."""
+    return f"=_{subtype}_{hashlib.sha256(f'{subtype} {message_id}'.encode()).hexdigest()[:32]}"
+
+
+def _assert_says_what_was_meant(wire: bytes, parts: MailParts, names: list[str]) -> None:
+    """Reads the finished bytes back and compares; InvalidMail if they differ from what was meant.
+
+    The last line of defence: nothing above should let such bytes arise.
+    """
+    line_ends = wire.count(b"\r\n")
+    if wire.count(b"\r") != line_ends or wire.count(b"\n") != line_ends or b"\0" in wire:
+        raise _unsafe("it would have a bare CR, LF or NUL")
+    if max(map(len, wire.split(b"\r\n"))) > MAX_LINE_OCTETS:
+        raise _unsafe("it would have a line that is too long")
+    read = _fields_of(wire)
+    if [name for name, _ in read] != names:
+        raise _unsafe("its header fields would not be the intended ones")
+    bodies = dict(read)
+    meant = {"From": (parts.from_address,), "To": parts.to, "Cc": parts.cc, "Reply-To": (parts.reply_to,)}
+    for name, addresses in meant.items():
+        if name in bodies and [found for _, found in getaddresses([bodies[name]])] != list(addresses):
+            raise _unsafe(f"its {name} would not be the intended one")
+    if str(make_header(decode_header(bodies["Subject"]))) != parts.subject:
+        raise _unsafe("its subject would not be the intended one")
+
+
+def _fields_of(wire: bytes) -> list[tuple[str, str]]:
+    """The header fields of `wire`, unfolded, as a receiving server splits them."""
+    head = wire.partition(b"\r\n\r\n")[0].decode("utf-8")
+    lines = head.replace("\r\n ", " ").replace("\r\n\t", "\t").split("\r\n")
+    return [(name, body.strip()) for name, _, body in (line.partition(":") for line in lines)]
+
+
+def _unsafe(reason: str) -> InvalidMail:
+    return InvalidMail("message", f"{reason}, so it was not made", "Simplify the subject, names and headers")
+
+
+def _too_large(parts: MailParts, max_bytes: int) -> InvalidMail:
+    field_name = "attachments" if parts.attachments else "body"
+    return InvalidMail(
+        field_name, f"the mail would be larger than {max_bytes:,} bytes", "Send less, or a link to it"
+    )
