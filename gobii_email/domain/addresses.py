@@ -129,4 +129,4 @@ def _unquoted(name: str) -> str:
 
 def _invalid(field: str, text: str, reason: str) -> InvalidMail:
     shown = text if len(text) <= 80 else text[:79] + "…"
-    return InvalidMail(field, f"{ascii(shown)} {reason}", "Give an address like name@example.com")
+    return InvalidMail(field, f"{shown!a} {reason}", "Give an address like name@example.com")

@@ -53,7 +53,7 @@ def clean_attachment(attachment: EmailAttachmentPayload) -> EmailAttachmentPaylo
     if content_id and not _CONTENT_ID.match(content_id):
         raise InvalidMail(
             "attachments",
-            f"{ascii(content_id[:80])} cannot be a content id",
+            f"{content_id[:80]!a} cannot be a content id",
             "Use letters, digits, dots and hyphens",
         )
     return replace(

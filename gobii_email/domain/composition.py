@@ -144,7 +144,7 @@ def _checked(parts: MailParts, *, max_bytes: int, max_recipients: int) -> MailPa
 
 def _checked_id(text: str, field_name: str) -> str:
     if not (message_id := clean_message_id(text)):
-        raise InvalidMail(field_name, f"{ascii(text[:80])} is not a message id", "Give <left@right> in ASCII")
+        raise InvalidMail(field_name, f"{text[:80]!a} is not a message id", "Give <left@right> in ASCII")
     return message_id
 
 

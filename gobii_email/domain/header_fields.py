@@ -103,7 +103,7 @@ def _checked_name(name: str) -> str:
     if not _ALLOWED.match(name) or name.lower().startswith(_RESERVED):
         raise InvalidMail(
             "headers",
-            f"{ascii(name[:80])} may not be set",
+            f"{name[:80]!a} may not be set",
             "Allowed are Reply-To (as reply_to), List-*, Auto-Submitted, Precedence, Importance and X-* "
             "except reserved ones",
         )
