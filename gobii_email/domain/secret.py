@@ -4,6 +4,7 @@ Leaves encryption to `gobii_email.encryption`. Only a transport calls `reveal()`
 """
 
 import hmac
+from collections.abc import Callable
 from typing import NoReturn
 
 
@@ -14,7 +15,7 @@ class Secret:
 
     def __init__(self, value: str) -> None:
         # A closure, so that no attribute of the object holds the text itself.
-        self._reveal = lambda: value
+        self._reveal: Callable[[], str] = lambda: value
 
     def reveal(self) -> str:
         return self._reveal()
@@ -33,9 +34,14 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        return hmac.compare_digest(self._reveal().encode(), other._reveal().encode())
+        return hmac.compare_digest(_comparable(self), _comparable(other))
 
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret cannot be pickled or copied")
+
+
+def _comparable(secret: Secret) -> bytes:
+    # An encoding error would carry the text in its arguments, so there must be none.
+    return secret.reveal().encode("utf-8", "surrogatepass")
