@@ -173,7 +173,7 @@ _SENDING_STOPPED = (
             "bad outbound sender",
             r"banned sender(?!.{0,3}\[\d)",
             "tenant has exceeded threshold",
-            "access denied, spam abuse detected",
+            r"access denied, spam abuse detected(?! from ip)",
             "blocked from sending",
         ),
     ),
@@ -192,8 +192,10 @@ _SENDING_STOPPED = (
         text=_any(
             "mail sending denied",
             r"sending (is |has been |was )?(paused|suspended|disabled|blocked)",
-            r"(outgoing|outbound)s? (e?-?mails?|messages?|sending)?.{0,30}(blocked|suspended|disabled)",
-            r"(your|sender|sending|sender's|smtp|customer|authenticated) (e-?mail |mail |user )?(account|user)"
+            r"(outgoing|outbound)s? (blocked|suspended|disabled)",
+            r"(outgoing|outbound) (e?-?mails?|sending|smtp) .{0,60}(blocked|suspended|disabled)",
+            r"\bdomain \S{1,80} is disabled",
+            r"(your|sender|sending|sender's|smtp|customer|authenticated) (e-?mail |mail |user )?(account|user|mailbox)"
             r".{0,60}(suspended|disabled|blocked|locked|banned|restricted|deactivated|under review|terminated"
             r"|not (yet )?(been )?activated)",
             r"account (is |has been |was )?(temporarily |currently )?"
@@ -371,7 +373,7 @@ _SIGN_IN = (
         codes=("4",),
         text=_any(
             r"too many.{0,40}(login|auth|sign|attempt|connection|session|request|fail)",
-            "rate",
+            r"\brate\b",
             "throttl",
             "frequen",
             r"limit\b",
@@ -402,11 +404,11 @@ _SENDER_NOT_OURS = (
             r"sender address (is )?(not allowed|invalid|does not exist|not valid)",
             "unauthori[sz]ed sender",
             "sender (is )?(unauthori[sz]ed|not authori[sz]ed)",
-            r"not authori[sz]ed to (send|use).{0,60}\b(from|as|address|sender|behalf|domain)",
-            r"(not allowed|not permitted) to (send|use).{0,40}\b(from|as|address|sender|behalf)\b",
+            r"not authori[sz]ed to (send|use).{0,60}\b(from|as|behalf|this sender)\b",
+            r"(not allowed|not permitted) to (send|use).{0,40}\b(from|as|behalf|this sender)\b",
             r"mail ?from.{0,30}(must|should|not|does).{0,20}(same|equal|match)",
-            r"\bfrom:?.{0,40}(not |n't )(match|verified|allowed|authori[sz]ed|a sender signature|one of|confirmed"
-            r"|belong|permitted|valid)",
+            r"\bfrom\W{0,3}(header |e-?mail )?(address|header).{0,60}(not |n't |not a )(match|verified|allowed|authori[sz]ed"
+            r"|one of|confirmed|belong|permitted|valid)",
             r"(match|same as|equal).{0,20}(auth(enticated|entication|orization|orized)?|login|logged)",
             r"sender (mismatch|address mismatch|login mismatch)",
             r"sender is not allowed to relay",
@@ -438,7 +440,7 @@ _SENDER_NOT_OURS = (
             r"\bpolicy\b",
             "limit",
             "quota",
-            "rate",
+            r"\brate",
             "exceed",
             "blocked",
             "too many",
@@ -488,7 +490,8 @@ _NOT_A_PACE = (
             r"over ?quota",
             r"out of storage",
             r"(exceeded|exceeds|insufficient|over).{0,30}(storage|disk (space|quota)|mailbox (size|quota))",
-            r"(storage|disk|mailbox|user's?|recipient'?s?) (quota|allocation|limit)",
+            r"(storage|disk|mailbox) (quota|allocation|limit)",
+            r"(user|recipient)('s)? quota",
             r"mailbox size limit",
             r"quota exceeded.{0,20}mailbox",
             r"boite.{0,30}pleine",
@@ -507,6 +510,24 @@ _NOT_A_PACE = (
             r"send limit",
             "rate limit",
             r"too many connections",
+        ),
+    ),
+    Rule(
+        "mailbox-full",
+        "a bare quota named by the delivering side is the recipient's; Dovecot LMTP, Courier",
+        stages=_at(Stage.RCPT) | _MESSAGE,
+        text=_any("quota exceeded", "exceed.{0,20}quota"),
+        unless=_any(
+            r"\bsend(s|er|ing)?\b",
+            r"\brelay",
+            "daily",
+            r"\bhour",
+            r"\bday\b",
+            "monthly",
+            r"(message|e-?mail|smtp|account|submission|outgoing|outbound) quota",
+            "messages",
+            r"\byour?\b",
+            r"\brate\b",
         ),
     ),
     Rule("size", _ENHANCED, codes=("5",), enhanced=_any(r"5\.3\.4"), scope=Scope.MESSAGE),
@@ -532,7 +553,7 @@ _NOT_A_PACE = (
             r"recipients? (limit|count)",
             r"max(imum)? (number of )?recipients",
         ),
-        unless=_any(r"\bhour", r"\bday\b", "daily", r"\bper (hour|minute|day)", "24", "rate"),
+        unless=_any(r"\bhour", r"\bday\b", "daily", r"\bper (hour|minute|day)", "24", r"\brate\b"),
         reaction=Reaction.RETRY,
         hold=_LIMITED,
         hold_for=timedelta(minutes=1),
@@ -551,6 +572,7 @@ _NOT_A_PACE = (
             r"\bday\b",
             "daily",
             r"\bper (hour|minute|day)",
+            r"minutes?\b",
             "24",
             r"\brate\b",
             r"recipients from",
@@ -563,7 +585,7 @@ _NOT_A_PACE = (
         _ENHANCED,
         enhanced=_any(r"[45]\.5\.3"),
         codes=("45", "55"),
-        unless=_any(r"\bhour", r"\bday\b", "daily", "rate", "quota", "messages"),
+        unless=_any(r"\bhour", r"\bday\b", "daily", r"\brate\b", "quota", "messages"),
     ),
     _slower(
         "rate-limit",
@@ -696,7 +718,16 @@ _LIMITS = (
     ),
 )
 
-_REFUSED_SIGN_IN = (
+_REFUSED_SESSION = (
+    _held(
+        "protocol",
+        "RFC 3207 4",
+        _CONFIG,
+        stages=_at(Stage.TLS),
+        codes=("500", "501", "502", "503", "504", "554"),
+        advice="starttls-missing",
+        reaction=Reaction.GIVE_UP,
+    ),
     _held(
         "protocol",
         "RFC 4954 4: AUTH not known or not allowed here",
@@ -715,6 +746,9 @@ _REFUSED_SIGN_IN = (
         advice="auth-mechanism",
     ),
 )
+
+# Whatever else is said to a login concerns the account, and fails no mail.
+_REFUSED_LOGIN = (_held("auth", "RFC 4954 6", _AUTH, stages=_at(Stage.AUTH)),)
 
 # From here on the reaction follows the first digit; the rows name what happened.
 _NAMED = (
@@ -884,7 +918,6 @@ _NAMED = (
 
 # The general rule: first digit by way of `reaction=None`, the stage's own scope.
 _GENERAL = (
-    _held("auth", "RFC 4954 6", _AUTH, stages=_at(Stage.AUTH)),
     Rule("temporary", "RFC 5321 4.2.1", codes=("4",)),
     Rule("refused", "RFC 5321 4.2.1", codes=("5",)),
     Rule("protocol", "RFC 5321 4.2: not a reply code", scope=Scope.HOST, reaction=Reaction.RETRY),
@@ -900,10 +933,11 @@ RULES = _in_order(
     _SENDING_STOPPED,
     _TRANSPORT_SECURITY,
     _SIGN_IN,
-    _REFUSED_SIGN_IN,
+    _REFUSED_SESSION,
     _SENDER_NOT_OURS,
     _NOT_A_PACE,
     _LIMITS,
+    _REFUSED_LOGIN,
     _NAMED,
     _GENERAL,
 )

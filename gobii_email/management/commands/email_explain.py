@@ -139,12 +139,18 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         subjects = parser.add_subparsers(dest="subject", required=True, metavar="reply")
         reply = subjects.add_parser("reply", help="an SMTP reply: verdict, scope, reaction, advice")
-        reply.add_argument("text", metavar="REPLY", help='the reply, e.g. "535 5.7.8 …", or - for NDJSON rows')
         reply.add_argument(
-            "--stage", type=stage_named, help="how far the dialogue was: connect ehlo tls auth mail rcpt data dot"
+            "text", metavar="REPLY", help='the reply, e.g. "535 5.7.8 …", or - for NDJSON rows'
         )
         reply.add_argument(
-            "--json", action="store_true", help="one JSON document; the default where output is not a terminal"
+            "--stage",
+            type=stage_named,
+            help="how far the dialogue was: connect ehlo tls auth mail rcpt data dot",
+        )
+        reply.add_argument(
+            "--json",
+            action="store_true",
+            help="one JSON document; the default where output is not a terminal",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -155,7 +161,9 @@ class Command(BaseCommand):
 
     def _explain_one(self, text: str, stage: Stage | None, *, as_json: bool) -> None:
         if stage is None:
-            raise CommandError("--stage is missing: say at which step the reply came, e.g. --stage rcpt", returncode=2)
+            raise CommandError(
+                "--stage is missing: say at which step the reply came, e.g. --stage rcpt", returncode=2
+            )
         try:
             explained = explain(stage, text)
         except ValueError as error:
@@ -173,5 +181,5 @@ class Command(BaseCommand):
 
 
 def _standard_input() -> IO[str]:
-    """Standard input as UTF-8 whatever the locale says; bytes that are not are shown, not fatal."""
-    return open(0, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    """Standard input as UTF-8 whatever the locale says; bytes that are not are replaced, not fatal."""
+    return open(0, encoding="utf-8", errors="replace", closefd=False)
