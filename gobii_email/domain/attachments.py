@@ -8,7 +8,7 @@ import html as html_entities
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from gobii_email.domain.addresses import one_line
 from gobii_email.domain.invalid_mail import InvalidMail
@@ -65,8 +65,11 @@ def clean_attachment(attachment: EmailAttachmentPayload) -> EmailAttachmentPaylo
 
 
 def clean_filename(filename: str) -> str:
-    """The last component of `filename`, without control or direction characters; "attachment" if none is left."""
-    name = one_line(re.split(r"[/\\]", filename)[-1]).strip(". ")
+    """The last component of `filename` as every file system takes it; "attachment" if nothing is left.
+
+    Control and direction characters vanish, the signs Windows forbids become "_".
+    """
+    name = re.sub(r'[<>:"|?*]', "_", one_line(re.split(r"[/\\]", filename)[-1])).strip(". ")
     if len(name) > MAX_FILENAME_CHARACTERS:
         stem, dot, suffix = name.rpartition(".")
         suffix = dot + suffix if stem and len(suffix) <= 16 else ""
@@ -141,7 +144,7 @@ def _content_ids(attachment: EmailAttachmentPayload) -> set[str]:
 
 
 def _full_names(attachment: EmailAttachmentPayload) -> set[str]:
-    return {attachment.filename, attachment.filename.lstrip("/"), quote(attachment.filename)}
+    return {attachment.filename, attachment.filename.lstrip("/")}
 
 
 def _base_names(attachment: EmailAttachmentPayload) -> set[str]:
