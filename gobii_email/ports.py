@@ -69,10 +69,16 @@ class LeaseLost(Exception):
     """Somebody else has taken this attempt over, or the mark could not be written: send no dot."""
 
 
-class MailTransport(Protocol):
-    """Hands one serialised message over; never raises for what a server or network does."""
+class AccountTransport(Protocol):
+    """Hands one serialised message to an account's own server; never raises for what a server does."""
 
     def send(self, server: SmtpServer, envelope: Envelope, message: bytes, progress: Progress) -> Outcome: ...
+
+
+class MailTransport(Protocol):
+    """Hands one serialised message over where no account is involved; never raises for what a server does."""
+
+    def send(self, envelope: Envelope, message: bytes, progress: Progress) -> Outcome: ...
 
 
 @dataclass(frozen=True, slots=True)

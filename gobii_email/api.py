@@ -1,0 +1,214 @@
+"""The public face of the app, for agent runtimes and host projects.
+
+Every call is safe inside `transaction.atomic()`, opens no socket to a mail server, and works while Redis
+is down. What is wrong with a mail is said at once, as `InvalidMail` with field, reason and remedy.
+"""
+
+import logging
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db import IntegrityError
+from django.db.models import prefetch_related_objects
+from django.utils import timezone
+
+from gobii_email.domain.composition import EmailAttachmentPayload
+from gobii_email.domain.invalid_mail import InvalidMail
+from gobii_email.models import (
+    CommsChannel,
+    OutboundMessageAttempt,
+    PersistentAgentCommsEndpoint,
+    PersistentAgentMessage,
+)
+from gobii_email.services import intervene, status
+from gobii_email.services.status import DeliveryStatus
+from gobii_email.services.submit import (
+    Draft,
+    IdempotencyConflict,
+    Options,
+    already_submitted,
+    check_options,
+    check_recipients,
+    mail_of,
+    submit,
+    submitted_under,
+)
+from gobii_email.services.write import NewMail, write
+
+__all__ = [
+    "Cancellation",
+    "DeliveryStatus",
+    "EmailAttachmentPayload",
+    "IdempotencyConflict",
+    "InvalidMail",
+    "cancel_agent_email",
+    "deliver_agent_email",
+    "deliver_many",
+    "delivery_status",
+    "send_agent_email",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def deliver_agent_email(
+    message: PersistentAgentMessage,
+    *,
+    send_at: datetime | None = None,
+    expires_at: datetime | None = None,
+    idempotency_key: str | None = None,
+    on_doubt: str | None = None,
+) -> OutboundMessageAttempt | None:
+    """Queues `message` and returns its first attempt at once; a worker sends it.
+
+    A second call, or the same `idempotency_key` with the same content, answers the first one's attempt.
+    None, with a warning in the log, for what is not outbound e-mail. `send_at` and `expires_at` are aware;
+    by default a message lives 24 hours. `on_doubt` is "hold" (default) or "resend".
+    Raises InvalidMail, IdempotencyConflict.
+    """
+    options = Options(send_at, expires_at, idempotency_key, on_doubt)
+    return _deliver([message], options)[0]
+
+
+def deliver_many(messages: Iterable[PersistentAgentMessage]) -> list[OutboundMessageAttempt | None]:
+    """Queues all `messages` or none, in bulk statements; answers their first attempts in order.
+
+    Raises InvalidMail for the first message that cannot be sent.
+    """
+    return _deliver(list(messages), Options())
+
+
+def _deliver(messages: Sequence[PersistentAgentMessage], options: Options) -> list[OutboundMessageAttempt | None]:
+    check_options(options, timezone.now())
+    prefetch_related_objects(
+        messages,
+        "from_endpoint__owner_agent__user",
+        "from_endpoint__email_meta",
+        "from_endpoint__agentemailaccount",
+        "to_endpoint",
+        "parent",
+        "cc_endpoints",
+        "bcc_endpoints",
+        "attachments",
+    )
+    submitted = _first_attempts(messages)
+    fresh = [message for message in messages if message.pk not in submitted and _is_outbound_email(message)]
+    drafts = []
+    for message in fresh:
+        mail = mail_of(message)
+        check_recipients(message.from_endpoint, mail)
+        earlier = submitted_under(message.from_endpoint, options.idempotency_key, mail)
+        if earlier is not None:
+            submitted[message.pk] = earlier
+        else:
+            drafts.append(Draft(message, mail, options))
+    submitted |= {attempt.message_id: attempt for attempt in _submit_once(drafts)}
+    return [submitted.get(message.pk) for message in messages]
+
+
+def _first_attempts(messages: Sequence[PersistentAgentMessage]) -> dict[uuid.UUID, OutboundMessageAttempt]:
+    found = OutboundMessageAttempt.objects.filter(message__in=[message.pk for message in messages], number=1)
+    attempts = {attempt.message_id: attempt for attempt in found}
+    for message_id in attempts:
+        logger.info("message.already_submitted", extra={"message_id": str(message_id)})
+    return attempts
+
+
+def _is_outbound_email(message: PersistentAgentMessage) -> bool:
+    endpoint = message.from_endpoint
+    if message.is_outbound and endpoint is not None and endpoint.channel == CommsChannel.EMAIL:
+        return True
+    logger.warning("message.not_outbound_email", extra={"message_id": str(message.pk)})
+    return False
+
+
+def _submit_once(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:
+    """Submits the drafts; where another process was faster with the same message or key, answers its attempt."""
+    if not drafts:
+        return []
+    try:
+        return submit(drafts)
+    except IntegrityError:
+        if len(drafts) > 1:
+            return [attempt for draft in drafts for attempt in _submit_once([draft])]
+    draft = drafts[0]
+    earlier = already_submitted(draft.message) or submitted_under(
+        draft.message.from_endpoint, draft.options.idempotency_key, draft.mail
+    )
+    if earlier is None:
+        raise RuntimeError("a message was neither stored nor found stored; please report this")
+    return [earlier]
+
+
+def send_agent_email(
+    *,
+    from_endpoint: PersistentAgentCommsEndpoint | str,
+    to: str | Sequence[str],
+    cc: str | Sequence[str] = (),
+    bcc: str | Sequence[str] = (),
+    subject: str,
+    body: str,
+    in_reply_to: PersistentAgentMessage | str | None = None,
+    attachments: Sequence[EmailAttachmentPayload] = (),
+    headers: Mapping[str, str] | None = None,
+    send_at: datetime | None = None,
+    expires_at: datetime | None = None,
+    idempotency_key: str | None = None,
+    on_doubt: str | None = None,
+) -> PersistentAgentMessage:
+    """Validates, stores and queues a new message; answers it.
+
+    `body` is HTML, Markdown or plain text. `in_reply_to` is a stored message or an RFC Message-ID.
+    The same `idempotency_key` with the same content answers the first message. Nothing is stored when
+    InvalidMail or IdempotencyConflict is raised.
+    """
+    mail = NewMail(
+        from_endpoint=from_endpoint,
+        to=to,
+        cc=cc,
+        bcc=bcc,
+        subject=subject,
+        body=body,
+        in_reply_to=in_reply_to,
+        attachments=tuple(attachments),
+        headers=headers or {},
+        options=Options(send_at, expires_at, idempotency_key, on_doubt),
+    )
+    return write([mail])[0]
+
+
+def delivery_status(message_id: uuid.UUID | str | PersistentAgentMessage) -> DeliveryStatus:
+    """Everything known of a message. Raises PersistentAgentMessage.DoesNotExist."""
+    return status.delivery_status(_message(message_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """Whether a message was withdrawn, true in a condition, and its status now with the reason."""
+
+    withdrawn: bool
+    status: str
+    text: str
+
+    def __bool__(self) -> bool:
+        return self.withdrawn
+
+
+def cancel_agent_email(message_id: uuid.UUID | str | PersistentAgentMessage) -> Cancellation:
+    """Withdraws what has not been handed to a server yet. Raises PersistentAgentMessage.DoesNotExist."""
+    message = _message(message_id)
+    withdrawn = intervene.cancel(message)
+    message.refresh_from_db(fields=["latest_status"])
+    text = "Withdrawn; no server has it." if withdrawn else f"Not withdrawn: the message is {message.latest_status}."
+    return Cancellation(withdrawn, message.latest_status, text)
+
+
+def _message(message_id: uuid.UUID | str | PersistentAgentMessage) -> PersistentAgentMessage:
+    if isinstance(message_id, PersistentAgentMessage):
+        return PersistentAgentMessage.objects.get(pk=message_id.pk)
+    try:
+        return PersistentAgentMessage.objects.get(pk=uuid.UUID(str(message_id)))
+    except ValueError:
+        raise PersistentAgentMessage.DoesNotExist(f"{message_id!r} is not a message id") from None

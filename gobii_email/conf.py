@@ -1,0 +1,231 @@
+"""The one place that reads settings: each has a type, a unit, a default and a sentence.
+
+A value comes from the Django setting of that name, else from the environment variable, else from the
+file that NAME_FILE points to, else from the default. All errors are reported at once.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from datetime import timedelta
+from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from gobii_email.domain.rollout import Rollout, parse_rollout
+from gobii_email.domain.secret import Secret
+
+Network = IPv4Network | IPv6Network
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def flag(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off", ""}:
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
+def optional_flag(text: str) -> bool | None:
+    return None if text == "" else flag(text)
+
+
+def span(text: str) -> timedelta:
+    """`90`, `90s`, `15m`, `4h`, `2d`: a length of time, in seconds where no unit is named."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", text.strip())
+    if not found:
+        raise ValueError(f"{text!r} is not a length of time such as 90s, 15m or 4h")
+    return timedelta(seconds=float(found.group(1)) * _UNITS[found.group(2) or "s"])
+
+
+def spans(text: str) -> tuple[timedelta, ...]:
+    return tuple(span(part) for part in text.split(",") if part.strip())
+
+
+def number(text: str) -> int:
+    if not text.strip().isdigit():
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise ValueError(f"{text!r} is not a share from 0 to below 1")
+    return value
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def ports(text: str) -> frozenset[int]:
+    found = frozenset(number(part) for part in text.split(",") if part.strip())
+    if not all(1 <= port <= 65535 for port in found):
+        raise ValueError("ports are numbers from 1 to 65535")
+    return found
+
+
+def setting(name: str, parse: Callable[[str], Any], default: str, meaning: str) -> Any:
+    """One row of the settings table. `default` is written as in the environment."""
+    return field(metadata={"name": name, "parse": parse, "default": default, "meaning": meaning})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting, typed. Names in the environment are given with each row."""
+
+    redis_url: str = setting(
+        "REDIS_URL", str, "redis://127.0.0.1:6379/0", "rate counters, leases, broker unless overridden"
+    )
+    celery_broker_url: str = setting("CELERY_BROKER_URL", str, "", "broker; REDIS_URL when empty")
+    encryption_key: Secret = setting(
+        "GOBII_ENCRYPTION_KEY", Secret, "", "key ring `kid:base64key[,kid:base64key…]`, first is primary"
+    )
+    byo_email_enabled_setting: bool | None = setting(
+        "BYO_EMAIL_ENABLED", optional_flag, "", "own mailboxes; empty: on unless GOBII_PROPRIETARY_MODE"
+    )
+    byo_email_rollout: Rollout = setting(
+        "BYO_EMAIL_ROLLOUT", parse_rollout, "all", "`all`, a percentage, or a list of agents and addresses"
+    )
+    proprietary_mode: bool = setting(
+        "GOBII_PROPRIETARY_MODE", flag, "false", "SaaS: Postmark carries mail without an account"
+    )
+    simulate_setting: bool | None = setting(
+        "SIMULATE_EMAIL_DELIVERY",
+        optional_flag,
+        "",
+        "simulate mail with neither account nor Postmark; empty: on unless GOBII_PROPRIETARY_MODE",
+    )
+    postmark_server_token: Secret = setting("POSTMARK_SERVER_TOKEN", Secret, "", "Postmark's server token")
+    postmark_webhook_secret: Secret = setting(
+        "POSTMARK_WEBHOOK_SECRET", Secret, "", "`user:password` that Postmark's webhook must present"
+    )
+    postmark_api_url: str = setting(
+        "POSTMARK_API_URL", str, "https://api.postmarkapp.com/", "Postmark's address; another one in tests"
+    )
+    task_events: bool = setting("GOBII_TASK_EVENTS", flag, "true", "Celery task events, which Flower shows")
+    messages_per_connection: int = setting(
+        "GOBII_MESSAGES_PER_CONNECTION", number, "1", "default of the account limit of that name"
+    )
+    allowed_networks: tuple[Network, ...] = setting(
+        "BYO_EMAIL_ALLOWED_NETWORKS", networks, "", "CIDRs of private networks account hosts may be in"
+    )
+    allowed_ports: frozenset[int] = setting(
+        "BYO_EMAIL_ALLOWED_PORTS", ports, "465,587,2525,993,143", "ports account hosts may be dialled at"
+    )
+    retry_schedule: tuple[timedelta, ...] = setting(
+        "GOBII_RETRY_SCHEDULE", spans, "1m,2m,5m,10m,20m,40m,1h,2h,4h", "waits between attempts; last repeats"
+    )
+    retry_jitter: float = setting("GOBII_RETRY_JITTER", share, "0.1", "random share by which waits vary")
+    expires_after: timedelta = setting("GOBII_EXPIRES_AFTER", span, "24h", "a message's life when unnamed")
+    lease: timedelta = setting(
+        "GOBII_LEASE", span, "60s", "how long a silent worker keeps an attempt; renewed while it works"
+    )
+    doubt_resend_after: timedelta = setting(
+        "GOBII_DOUBT_RESEND_AFTER", span, "15m", "wait without evidence before on_doubt=resend sends again"
+    )
+    deadline_connect: timedelta = setting("GOBII_DEADLINE_CONNECT", span, "15s", "total, to connect")
+    deadline_step: timedelta = setting(
+        "GOBII_DEADLINE_STEP", span, "30s", "total, for each of banner, EHLO, TLS and AUTH"
+    )
+    deadline_envelope: timedelta = setting(
+        "GOBII_DEADLINE_ENVELOPE", span, "120s", "total, for MAIL and all RCPT"
+    )
+    deadline_body: timedelta = setting(
+        "GOBII_DEADLINE_BODY", span, "60s", "total, for the body, plus its size at 64 kB/s"
+    )
+    deadline_dot: timedelta = setting(
+        "GOBII_DEADLINE_DOT", span, "600s", "for the answer to the finished message (RFC 5321 4.5.3.2.6)"
+    )
+    dispatch_every: timedelta = setting(
+        "GOBII_DISPATCH_EVERY", span, "1s", "pause of the dispatcher between two rounds without work"
+    )
+    hint_lifetime: timedelta = setting(
+        "GOBII_HINT_LIFETIME", span, "60s", "an unclaimed attempt is handed out again after this"
+    )
+    ring_grace: timedelta = setting(
+        "GOBII_RING_GRACE", span, "5s", "the dispatcher leaves a fresh attempt to its own ring this long"
+    )
+    breaker_pause: timedelta = setting(
+        "GOBII_BREAKER_PAUSE", span, "5s", "no ring is tried for this long after the broker failed"
+    )
+    max_message_bytes: int = setting("GOBII_MAX_MESSAGE_BYTES", number, "25000000", "of one serialised mail")
+    max_recipients: int = setting("GOBII_MAX_RECIPIENTS", number, "500", "To, Cc and Bcc together")
+    public_url: str = setting("PUBLIC_URL", str, "http://127.0.0.1:8000", "where people reach this service")
+
+    @property
+    def byo_email_enabled(self) -> bool:
+        chosen = self.byo_email_enabled_setting
+        return not self.proprietary_mode if chosen is None else chosen
+
+    @property
+    def simulates(self) -> bool:
+        chosen = self.simulate_setting
+        return not self.proprietary_mode if chosen is None else chosen
+
+    @property
+    def broker_url(self) -> str:
+        return self.celery_broker_url or self.redis_url
+
+
+def read_text(name: str, default: str = "", environment: Mapping[str, str] = os.environ) -> str:
+    """The environment variable `name`, else the content of the file `NAME_FILE` names, else `default`."""
+    if name in environment:
+        return environment[name].strip()
+    path = environment.get(f"{name}_FILE")
+    if path:
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except OSError as problem:
+            raise ValueError(f"{name}_FILE: {problem.strerror}: {path}") from None
+    return default
+
+
+def load() -> Config:
+    """Reads every setting anew. Raises ImproperlyConfigured with one line a wrong value."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for row in fields(Config):
+        name, parse, default = row.metadata["name"], row.metadata["parse"], row.metadata["default"]
+        given = getattr(settings, name, MISSING)
+        try:
+            if given is MISSING:
+                values[row.name] = parse(read_text(name, default))
+            else:
+                values[row.name] = parse(given) if isinstance(given, str) else _typed(given, parse)
+        except ValueError as problem:
+            problems.append(f"{name}: {problem}")
+    if problems:
+        raise ImproperlyConfigured("\n".join(["Settings that cannot be used:", *problems]))
+    return Config(**values)
+
+
+def _typed(given: object, parse: Callable[[str], Any]) -> object:
+    """A Django setting may already be of the right type; lists are read like their text form."""
+    if isinstance(given, (list, tuple, set, frozenset)) and parse in {networks, ports, parse_rollout}:
+        return parse(",".join(str(item) for item in given))
+    if isinstance(given, int) and not isinstance(given, bool) and parse in {span, share}:
+        return parse(str(given))
+    return given
+
+
+@lru_cache(maxsize=1)
+def config() -> Config:
+    """The settings in force, read once a process; read again after Django's override_settings."""
+    return load()
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    config.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="gobii_email.conf")

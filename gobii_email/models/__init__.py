@@ -1,0 +1,34 @@
+"""What is remembered: rows, constraints, queries."""
+
+from gobii_email.models.accounts import AgentEmailAccount, AgentEmailOAuthCredential, MailHost
+from gobii_email.models.agents import (
+    CommsAllowlistEntry,
+    CommsChannel,
+    PersistentAgent,
+    PersistentAgentCommsEndpoint,
+    PersistentAgentEmailEndpoint,
+)
+from gobii_email.models.attempts import OutboundMessageAttempt, OutboundMessageEvent
+from gobii_email.models.messages import (
+    FrozenMessage,
+    OutboundMessageRecipient,
+    PersistentAgentMessage,
+    PersistentAgentMessageAttachment,
+)
+
+__all__ = [
+    "AgentEmailAccount",
+    "AgentEmailOAuthCredential",
+    "CommsAllowlistEntry",
+    "CommsChannel",
+    "FrozenMessage",
+    "MailHost",
+    "OutboundMessageAttempt",
+    "OutboundMessageEvent",
+    "OutboundMessageRecipient",
+    "PersistentAgent",
+    "PersistentAgentCommsEndpoint",
+    "PersistentAgentEmailEndpoint",
+    "PersistentAgentMessage",
+    "PersistentAgentMessageAttachment",
+]

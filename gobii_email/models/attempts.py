@@ -1,0 +1,176 @@
+"""Attempts and events: the queue itself, and the story that is told of it.
+
+Every write after a claim is conditional on the status and on the lease token, so a late worker changes
+nothing. Which status follows which is decided in domain/lifecycle; who calls is decided in services.
+"""
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+from django.db import connection, models
+from django.db.models import OuterRef, Q, Subquery
+
+from gobii_email.domain.lifecycle import OPEN, AttemptStatus, Move, Provider, after
+from gobii_email.models.accounts import MailHost
+from gobii_email.models.agents import PersistentAgentCommsEndpoint
+from gobii_email.models.messages import PersistentAgentMessage, choices
+
+
+class AttemptQuerySet(models.QuerySet["OutboundMessageAttempt"]):
+    """The queue's statements. Each of the fenced ones answers whether it still was ours to change."""
+
+    def claim(self, attempt_id: str, *, owner: str, now: datetime, lease_until: datetime) -> uuid.UUID | None:
+        """Takes a due attempt in one statement; answers the lease token, or None when it is not to be had."""
+        token = uuid.uuid4()
+        taken = self.filter(pk=attempt_id, status=AttemptStatus.QUEUED, not_before__lte=now).update(
+            status=after(AttemptStatus.QUEUED, Move.CLAIMED),
+            lease_token=token,
+            lease_owner=owner,
+            started_at=now,
+            due_at=lease_until,
+            stage="",
+            marked_at=None,
+        )
+        return token if taken else None
+
+    def for_delivery(self, attempt_id: str) -> "OutboundMessageAttempt":
+        """The attempt with everything its delivery needs, in one statement."""
+        host = MailHost.objects.filter(name=OuterRef("from_endpoint__agentemailaccount__smtp_host"))
+        return (
+            self.select_related(
+                "message__frozen",
+                "from_endpoint__owner_agent",
+                "from_endpoint__agentemailaccount__endpoint",
+                "from_endpoint__agentemailaccount__oauth_credential",
+            )
+            .annotate(
+                host_backoff_until=Subquery(host.values("backoff_until")[:1]),
+                host_backoff_reason=Subquery(host.values("reason")[:1]),
+            )
+            .get(pk=attempt_id)
+        )
+
+    def held_by(self, attempt_id: uuid.UUID, token: uuid.UUID | None) -> "AttemptQuerySet":
+        """The attempt while it is being sent under `token`; empty once somebody else took it over."""
+        return self.filter(pk=attempt_id, status=AttemptStatus.SENDING, lease_token=token)
+
+    def due(self, now: datetime) -> "AttemptQuerySet":
+        """Attempts that somebody should look at now, longest overdue first."""
+        return self.filter(due_at__lte=now).order_by("due_at")
+
+    def lock_due(self, now: datetime, status: AttemptStatus, limit: int) -> list["OutboundMessageAttempt"]:
+        """Up to `limit` due attempts of `status`, locked for this transaction, none that another locks."""
+        rows = self.due(now).filter(status=status).select_related("message")
+        skips = connection.features.has_select_for_update_skip_locked
+        return list(rows.select_for_update(skip_locked=skips, of=("self",) if skips else ())[:limit])
+
+
+class OutboundMessageAttempt(models.Model):
+    """One attempt to hand a message over: attempt 1, 2, … of its message.
+
+    `due_at` says when somebody should next look at the row: to send or hand it out (queued), because its
+    lease runs out (sending), for evidence (in doubt); null when it is over. `not_before` is the earliest
+    time to send. `addresses` are the recipients it is for, fixed when it was queued.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    message = models.ForeignKey(PersistentAgentMessage, on_delete=models.CASCADE, related_name="attempts")
+    number = models.PositiveIntegerField()
+    from_endpoint = models.ForeignKey(
+        PersistentAgentCommsEndpoint, null=True, on_delete=models.SET_NULL, related_name="attempts"
+    )
+    addresses = models.JSONField(default=list)
+    provider = models.CharField(max_length=32, choices=choices(*Provider), blank=True)
+    provider_message_id = models.CharField(max_length=255, blank=True)
+    status = models.CharField(max_length=16, choices=choices(*AttemptStatus), default=AttemptStatus.QUEUED)
+
+    stage = models.CharField(max_length=16, blank=True)
+    verdict = models.CharField(max_length=16, blank=True)
+    scope = models.CharField(max_length=16, blank=True)
+    smtp_code = models.PositiveSmallIntegerField(null=True, blank=True)
+    enhanced_status = models.CharField(max_length=16, blank=True)
+    reply = models.TextField(blank=True)
+    error_code = models.CharField(max_length=64, blank=True)
+    error_message = models.TextField(blank=True)
+    stage_ms = models.JSONField(default=dict, blank=True)
+    tls = models.CharField(max_length=16, blank=True)
+    peer_address = models.CharField(max_length=64, blank=True)
+
+    queued_at = models.DateTimeField()
+    not_before = models.DateTimeField()
+    due_at = models.DateTimeField(null=True)
+    started_at = models.DateTimeField(null=True, blank=True)
+    marked_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    sent_at = models.DateTimeField(null=True, blank=True)
+    delivered_at = models.DateTimeField(null=True, blank=True)
+    held_code = models.CharField(max_length=32, blank=True)
+    held_reason = models.TextField(blank=True)
+    lease_token = models.UUIDField(null=True, editable=False)
+    lease_owner = models.CharField(max_length=128, blank=True, editable=False)
+
+    objects = AttemptQuerySet.as_manager()
+
+    successor: "OutboundMessageAttempt | None" = None
+    """Attempt n+1, when it was queued in this process; not stored."""
+
+    class Meta:
+        verbose_name = "attempt"
+        ordering = ["message", "number"]
+        constraints = [
+            models.UniqueConstraint(fields=["message", "number"], name="attempt_number_once"),
+            models.UniqueConstraint(
+                fields=["message"],
+                condition=Q(status__in=sorted(OPEN)),
+                name="attempt_one_open",
+            ),
+            models.CheckConstraint(
+                condition=Q(due_at__isnull=True) | Q(status__in=sorted(OPEN)), name="attempt_due_only_open"
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["status", "due_at"], condition=Q(due_at__isnull=False), name="attempt_due_idx"),
+            models.Index(
+                fields=["from_endpoint", "due_at"], condition=Q(status="queued"), name="attempt_lane_idx"
+            ),
+            models.Index(fields=["provider_message_id"], condition=~Q(provider_message_id=""), name="attempt_provider_idx"),
+            models.Index(fields=["status", "-queued_at"], name="attempt_status_idx"),
+        ]
+
+    def __str__(self) -> str:
+        return f"attempt {self.number} of {self.message_id}"
+
+
+class EventsAreKept(Exception):
+    """Somebody tried to change or delete an event; the story is only ever added to."""
+
+
+class OutboundMessageEvent(models.Model):
+    """One decision, told in a sentence. Insert-only: the timeline of a message is its events in order."""
+
+    id = models.BigAutoField(primary_key=True)
+    message = models.ForeignKey(PersistentAgentMessage, on_delete=models.CASCADE, related_name="events")
+    attempt = models.ForeignKey(
+        OutboundMessageAttempt, null=True, on_delete=models.CASCADE, related_name="events"
+    )
+    at = models.DateTimeField()
+    event = models.CharField(max_length=32)
+    text = models.TextField()
+    data = models.JSONField(default=dict, blank=True)
+
+    class Meta:
+        verbose_name = "event"
+        ordering = ["at", "id"]
+        indexes = [models.Index(fields=["message", "at"], name="event_timeline_idx")]
+
+    def __str__(self) -> str:
+        return self.text
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        if self.pk is not None:
+            raise EventsAreKept("events are only added; write a new one")
+        super().save(*args, **kwargs)
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        raise EventsAreKept("events are kept as long as their message")

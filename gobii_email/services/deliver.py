@@ -1,0 +1,170 @@
+"""The walk of one attempt: claim, select, admit, compose, send, classify, settle.
+
+Short on purpose: pure steps alternate with effects, and the only slow one is `hand_over`, during which no
+transaction is open and no pooled connection is borrowed. How an ending is written is left to settle.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from django.db import OperationalError
+from django.utils import timezone
+
+from gobii_email import telemetry, wiring
+from gobii_email.conf import config
+from gobii_email.domain.classification import AccountState
+from gobii_email.domain.composition import with_attempt_header
+from gobii_email.domain.lifecycle import Move, Provider
+from gobii_email.domain.outcomes import Cause, Lost, Outcome
+from gobii_email.domain.selection import AccountFacts, Circumstances, Hold, NoTransport, Selection, Use, select_transport
+from gobii_email.domain.smtp_replies import Stage
+from gobii_email.encryption import SecretUnreadable
+from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt
+from gobii_email.ports import Envelope, Wait
+from gobii_email.services.end import end_unsent, postpone
+from gobii_email.services.hold import account_of
+from gobii_email.services.lease import Lease, keeper, release_connection
+from gobii_email.services.settle import settle
+
+logger = logging.getLogger(__name__)
+
+LOOK_AGAIN_AFTER = timedelta(minutes=5)
+"""A setting or an account may change without telling us; held mail looks again after this."""
+
+
+def deliver(attempt_id: str, *, owner: str) -> str:
+    """Sends one attempt if it is due; answers its short outcome, such as "sent" or "not due"."""
+    attempt = claim(attempt_id, owner)
+    if attempt is None:
+        return "not due"
+    now = timezone.now()
+    if attempt.message.expires_at is not None and attempt.message.expires_at <= now:
+        return end_unsent(attempt, Move.EXPIRED, "expired", "The message expired before it could be sent.", now)
+    match select(attempt, now):
+        case NoTransport(reason=reason):
+            return end_unsent(attempt, Move.PERMANENT, "no_transport", reason, now)
+        case Hold(code=code, reason=reason):
+            return postpone(attempt, code, reason, _held_until(attempt, code, now), now)
+        case Use(provider=provider):
+            pass
+    wait = _asked_to_wait(attempt, provider, now)
+    if wait is not None:
+        return postpone(attempt, "limited", wait.reason, wait.until, now)
+    lease = Lease(attempt.pk, attempt.lease_token, config().lease, longest=longest_send(attempt))
+    keeper.keep(lease)
+    try:
+        outcome = hand_over(attempt, provider, lease)
+        persist(lambda: settle(attempt, outcome, provider=provider, now=timezone.now()), within=config().lease)
+    finally:
+        keeper.let_go(lease)
+    return str(attempt.status)
+
+
+def claim(attempt_id: str, owner: str) -> OutboundMessageAttempt | None:
+    """Takes the attempt under a lease and loads what its delivery needs: two statements."""
+    now = timezone.now()
+    attempts = OutboundMessageAttempt.objects
+    token = attempts.claim(attempt_id, owner=owner, now=now, lease_until=now + config().lease)
+    attempt = None if token is None else attempts.for_delivery(attempt_id)
+    release_connection()
+    return attempt
+
+
+def select(attempt: OutboundMessageAttempt, now: datetime) -> Selection:
+    """The transport for `attempt`, or why it has to wait, or that there is none."""
+    settings, account = config(), account_of(attempt)
+    selection = select_transport(
+        Circumstances(
+            account=None
+            if account is None
+            else AccountFacts(account.is_outbound_enabled, is_tested=account.is_smtp_tested),
+            had_account=attempt.message.had_account,
+            byo_email_enabled=settings.byo_email_enabled,
+            is_in_rollout=settings.byo_email_rollout.includes(
+                str(attempt.message.owner_agent_id), attempt.message.from_address
+            ),
+            is_proprietary=settings.proprietary_mode,
+            has_postmark_token=bool(settings.postmark_server_token),
+            simulates=settings.simulates,
+        )
+    )
+    if selection == Use(Provider.SMTP) and account is not None:
+        return _obstacle_of_the_moment(attempt, account, now) or selection
+    return selection
+
+
+def _obstacle_of_the_moment(
+    attempt: OutboundMessageAttempt, account: AgentEmailAccount, now: datetime
+) -> Hold | None:
+    state = account.state_at(now)
+    if state is not AccountState.ACTIVE:
+        return Hold(str(state), account.state_reason or f"The mailbox is {state}.")
+    if attempt.host_backoff_until is not None and attempt.host_backoff_until > now:
+        return Hold("host_backoff", f"{account.smtp_host} asked to be left alone: {attempt.host_backoff_reason}")
+    return None
+
+
+def _held_until(attempt: OutboundMessageAttempt, code: str, now: datetime) -> datetime | None:
+    """When to look again; None when somebody has to act and their act wakes the mail."""
+    if code == "host_backoff":
+        return attempt.host_backoff_until
+    if code in set(AccountState):
+        account = account_of(attempt)
+        return account.state_until if account else None
+    return now + LOOK_AGAIN_AFTER
+
+
+def _asked_to_wait(attempt: OutboundMessageAttempt, provider: Provider, now: datetime) -> Wait | None:
+    if provider is not Provider.SMTP:
+        return None
+    return wiring.limiter().admit(str(attempt.from_endpoint_id), cost=len(attempt.addresses))
+
+
+def longest_send(attempt: OutboundMessageAttempt) -> timedelta:
+    """The sum of all deadlines: after this, no lease is renewed any more."""
+    limits = config()
+    upload = timedelta(seconds=attempt.message.frozen.size / 64_000)
+    steps = limits.deadline_connect + 4 * limits.deadline_step + limits.deadline_envelope
+    return steps + limits.deadline_body + upload + limits.deadline_dot + limits.lease
+
+
+def hand_over(attempt: OutboundMessageAttempt, provider: Provider, lease: Lease) -> Outcome:
+    """Gives the frozen bytes, with this attempt's own header, to the transport."""
+    message = attempt.message
+    envelope = Envelope(message.from_address, attempt.addresses, envelope_id=str(attempt.pk))
+    mime = with_attempt_header(bytes(message.frozen.mime), str(attempt.pk))
+    account = account_of(attempt)
+    if provider is not Provider.SMTP or account is None:
+        return wiring.transport(provider).send(envelope, mime, lease)
+    try:
+        server = account.smtp_server()
+    except SecretUnreadable as problem:
+        return Lost(Stage.AUTH, Cause.SECRET_UNREADABLE, str(problem))
+    with telemetry.smtp_send(
+        server,
+        sender=message.from_address,
+        to_count=message.frozen.to_count,
+        cc_count=message.frozen.cc_count,
+        traceparent=message.traceparent,
+    ) as span:
+        outcome = wiring.smtp_transport().send(server, envelope, mime, lease)
+        span.ended(outcome)
+    return outcome
+
+
+def persist(write: Callable[[], object], *, within: timedelta) -> None:
+    """Repeats `write` while the database is away, until the lease is over; then rescue has the say."""
+    give_up_at = time.monotonic() + within.total_seconds()
+    pause = 0.05
+    while True:
+        try:
+            write()
+            return
+        except OperationalError:
+            if time.monotonic() + pause > give_up_at:
+                logger.exception("attempt.settle.failed")
+                raise
+            time.sleep(pause)
+            pause = min(pause * 2, 5)

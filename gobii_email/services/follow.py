@@ -1,0 +1,133 @@
+"""What follows when an attempt is over: the next attempt, and the status of its message.
+
+The one place that queues attempt n+1 and the one place that writes a message's status. To be called in
+the transaction that ended the attempt; locks are taken in the order attempt, message.
+"""
+
+import random
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from gobii_email.conf import config
+from gobii_email.domain.lifecycle import (
+    OPEN,
+    AttemptStatus,
+    MessageStatus,
+    OnDoubt,
+    RecipientStatus,
+    message_status,
+)
+from gobii_email.domain.retry_schedule import RetrySchedule
+from gobii_email.models import (
+    OutboundMessageAttempt,
+    OutboundMessageEvent,
+    OutboundMessageRecipient,
+    PersistentAgentMessage,
+)
+from gobii_email.services.tell import clock_time, event
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """When attempt n+1 may start, and until when it is held because its account is."""
+
+    not_before: datetime
+    due_at: datetime
+    held_code: str = ""
+    held_reason: str = ""
+
+
+def next_attempt_at(
+    attempt: OutboundMessageAttempt, now: datetime, hint: timedelta | None = None
+) -> datetime | None:
+    """When attempt n+1 may start by the schedule; None when the message will have expired by then.
+
+    `hint` is the server's own wish, a span from now.
+    """
+    schedule = RetrySchedule(spans=config().retry_schedule, jitter=config().retry_jitter)
+    expires_at = attempt.message.expires_at or now
+    wish = None if hint is None else now + hint
+    return schedule.next_attempt_at(attempt.number, now, expires_at, random.random, not_before=wish)
+
+
+def doubt_due_at(attempt: OutboundMessageAttempt, now: datetime) -> datetime | None:
+    """When somebody should look at a doubt again by itself: only where the message says resend."""
+    if attempt.message.on_doubt == OnDoubt.RESEND:
+        return now + config().doubt_resend_after
+    return None
+
+
+def people(addresses: Sequence[str]) -> str:
+    return "1 recipient" if len(addresses) == 1 else f"{len(addresses)} recipients"
+
+
+def queue_next(
+    attempt: OutboundMessageAttempt, addresses: Sequence[str], following: Next, now: datetime
+) -> OutboundMessageEvent:
+    """Queues attempt n+1 for `addresses` alone; answers the event that tells of it, not yet written."""
+    successor = OutboundMessageAttempt.objects.create(
+        message_id=attempt.message_id,
+        number=attempt.number + 1,
+        from_endpoint_id=attempt.from_endpoint_id,
+        addresses=list(addresses),
+        queued_at=now,
+        not_before=following.not_before,
+        due_at=following.due_at,
+        held_code=following.held_code,
+        held_reason=following.held_reason,
+    )
+    OutboundMessageRecipient.objects.filter(message_id=attempt.message_id, address__in=addresses).update(
+        attempt=successor
+    )
+    attempt.successor = successor
+    when = f"not before {clock_time(following.not_before, now)}"
+    if following.held_code:
+        when = f"held: {following.held_reason}"
+    return event(successor, "queued", f"Attempt {successor.number} queued for {people(addresses)}, {when}.", at=now)
+
+
+def refresh_message(
+    attempt: OutboundMessageAttempt, now: datetime, *, own: Iterable[RecipientStatus] | None = None
+) -> MessageStatus:
+    """Writes the message's status, from `own` where they are all its recipients, else from the rows.
+
+    To be called in the transaction that changed `attempt` or its recipients, after those writes.
+    """
+    message = attempt.message
+    if own is None:
+        own, open_status = _locked_state(message.pk)
+    else:
+        open_status = _open_status(attempt)
+    status = message_status(own, open_attempt=open_status, was_withdrawn=attempt.status == AttemptStatus.CANCELLED)
+    values: dict[str, object] = {
+        "latest_status": status,
+        "latest_error_code": attempt.error_code,
+        "latest_error_message": attempt.error_message,
+    }
+    if attempt.sent_at is not None and message.latest_sent_at is None:
+        values["latest_sent_at"] = attempt.sent_at
+    if status is MessageStatus.DELIVERED:
+        values["latest_delivered_at"] = now
+    PersistentAgentMessage.objects.filter(pk=message.pk).update(**values)
+    for name, value in values.items():
+        setattr(message, name, value)
+    return status
+
+
+def _open_status(attempt: OutboundMessageAttempt) -> AttemptStatus | None:
+    """Of a first attempt: itself when it is open, else its successor's when one was queued."""
+    status = AttemptStatus(attempt.status)
+    if status in OPEN:
+        return status
+    return None if attempt.successor is None else AttemptStatus.QUEUED
+
+
+def _locked_state(message_id: uuid.UUID) -> tuple[list[RecipientStatus], AttemptStatus | None]:
+    """All recipients' statuses and the open attempt's, with the message locked against other writers."""
+    PersistentAgentMessage.objects.select_for_update().values_list("pk").get(pk=message_id)
+    open_one = OutboundMessageAttempt.objects.filter(message_id=message_id, status__in=OPEN)
+    status = open_one.values_list("status", flat=True).first()
+    recipients = OutboundMessageRecipient.objects.filter(message_id=message_id).statuses()
+    return recipients, None if status is None else AttemptStatus(status)

@@ -1,0 +1,115 @@
+"""Leaving an account or a host alone for a while, and taking its mail up again.
+
+An account is held for what is its own fault or its provider's limit; a host is backed off for all its
+accounts. Held mail stays queued, uses up no attempt, and keeps its own end of life.
+"""
+
+import logging
+from datetime import datetime, timedelta
+
+from django.db.models import F
+from django.utils import timezone
+
+from gobii_email.domain.classification import AccountState, Reading, Scope, Verdict
+from gobii_email.domain.judgement import Judgement
+from gobii_email.domain.lifecycle import AttemptStatus, Move
+from gobii_email.models import AgentEmailAccount, MailHost, OutboundMessageAttempt, OutboundMessageEvent
+from gobii_email.services.tell import clock_time, event
+
+logger = logging.getLogger(__name__)
+
+HEALTH_IS_FRESH_FOR = timedelta(minutes=1)
+FIRST_HOST_BACKOFF = timedelta(seconds=30)
+LONGEST_HOST_BACKOFF = timedelta(minutes=15)
+
+
+def ends_at(reading: Reading, now: datetime) -> datetime | None:
+    """When a hold that `reading` asks for ends by itself; None when a person has to act."""
+    return None if reading.hold_for is None else now + reading.hold_for
+
+
+def react(
+    attempt: OutboundMessageAttempt, judgement: Judgement, said: str, now: datetime
+) -> list[OutboundMessageEvent]:
+    """Updates the health and the hold of the account that sent `attempt`; tells what changed."""
+    account = account_of(attempt)
+    if account is None:
+        return []
+    if judgement.hold is not None:
+        return [_hold(attempt, account, judgement.hold, said, now)]
+    if judgement.move is Move.ACCEPTED:
+        _note_health(account, now)
+        if getattr(attempt, "host_backoff_until", None) is not None:
+            MailHost.objects.filter(name=account.smtp_host).delete()
+        return []
+    if judgement.reading.scope is Scope.HOST and judgement.reading.verdict is Verdict.TEMPORARY:
+        return [_back_off(attempt, account, said, now)]
+    return []
+
+
+def account_of(attempt: OutboundMessageAttempt) -> AgentEmailAccount | None:
+    """The account of the attempt's endpoint, if both still exist."""
+    return getattr(attempt.from_endpoint, "agentemailaccount", None) if attempt.from_endpoint else None
+
+
+def _note_health(account: AgentEmailAccount, now: datetime) -> None:
+    """Remembers that sending works, at most once a minute, and ends a hold that has run out."""
+    is_fresh = account.smtp_last_ok_at is not None and now - account.smtp_last_ok_at < HEALTH_IS_FRESH_FOR
+    if is_fresh and not account.smtp_error and account.state == AccountState.ACTIVE:
+        return
+    healthy: dict[str, object] = {"smtp_last_ok_at": now, "smtp_error": ""}
+    rows = AgentEmailAccount.objects.filter(pk=account.pk)
+    if account.state != AccountState.ACTIVE:
+        # Only the hold that was in force when the attempt began: a pause made since then stays.
+        rows = rows.filter(state=account.state, state_until=account.state_until)
+        healthy |= {"state": AccountState.ACTIVE, "state_reason": "", "state_until": None}
+    rows.update(**healthy)
+
+
+def _hold(
+    attempt: OutboundMessageAttempt, account: AgentEmailAccount, reading: Reading, said: str, now: datetime
+) -> OutboundMessageEvent:
+    until = ends_at(reading, now)
+    reason = f"{reading.advice} ({said})"
+    AgentEmailAccount.objects.filter(pk=account.pk).exclude(state=AccountState.PAUSED).update(
+        state=str(reading.hold), state_reason=reason, state_until=until, smtp_error=reason
+    )
+    logger.warning("account.held", extra={"attempt_id": str(attempt.pk), "state": str(reading.hold)})
+    span = "until somebody acts" if until is None else f"until {clock_time(until, now)}"
+    return event(attempt, "account_held", f"The mailbox is held {span}: {reading.advice}", at=now,
+                 state=str(reading.hold), category=reading.category)
+
+
+def _back_off(
+    attempt: OutboundMessageAttempt, account: AgentEmailAccount, said: str, now: datetime
+) -> OutboundMessageEvent:
+    host, _ = MailHost.objects.get_or_create(name=account.smtp_host)
+    span = min(FIRST_HOST_BACKOFF * 2 ** min(host.failures, 10), LONGEST_HOST_BACKOFF)
+    until = now + span
+    MailHost.objects.filter(pk=host.pk).update(
+        failures=F("failures") + 1, backoff_until=until, reason=said, updated_at=now
+    )
+    AgentEmailAccount.objects.filter(pk=account.pk).update(smtp_error=said)
+    return event(attempt, "host_backoff", f"{account.smtp_host} is left alone until {clock_time(until, now)}.", at=now)
+
+
+def pause(account: AgentEmailAccount, *, reason: str, until: datetime | None = None) -> None:
+    """Stops sending for `account` until `until` or until it is resumed. Its mail waits."""
+    _set_state(account, AccountState.PAUSED, reason, until)
+
+
+def resume(account: AgentEmailAccount) -> int:
+    """Ends any hold of `account` and lets its mail go; answers how many attempts were waiting."""
+    _set_state(account, AccountState.ACTIVE, "", None)
+    return wake(account.endpoint_id)
+
+
+def _set_state(account: AgentEmailAccount, state: AccountState, reason: str, until: datetime | None) -> None:
+    account.state, account.state_reason, account.state_until = state, reason, until
+    account.save(update_fields=["state", "state_reason", "state_until", "updated_at"])
+
+
+def wake(endpoint_id: object) -> int:
+    """Makes the held mail of an endpoint due now; the dispatcher hands it out."""
+    held = OutboundMessageAttempt.objects.filter(from_endpoint_id=endpoint_id, status=AttemptStatus.QUEUED)
+    return held.exclude(held_code="").update(due_at=timezone.now(), held_code="", held_reason="")

@@ -1,0 +1,130 @@
+"""Keeping an attempt while it is being sent, and letting go of it when the worker dies.
+
+A lease is renewed by one thread a process, in one statement for all attempts in flight, so that a dead
+worker is noticed within one lease however long a server may take. What follows is left to rescue.
+"""
+
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from django.db import DatabaseError, connection
+from django.utils import timezone
+
+from gobii_email.domain.lifecycle import MessageStatus
+from gobii_email.domain.smtp_replies import Stage
+from gobii_email.models import OutboundMessageAttempt, PersistentAgentMessage
+from gobii_email.ports import LeaseLost
+
+logger = logging.getLogger(__name__)
+
+
+def release_connection() -> None:
+    """Gives a pooled database connection back, so that none is borrowed while a socket is waited on."""
+    if connection.settings_dict.get("OPTIONS", {}).get("pool") and not connection.in_atomic_block:
+        connection.close()
+
+
+class Lease:
+    """One attempt held by this worker; tells the row how far the dialogue has come (`ports.Progress`)."""
+
+    def __init__(
+        self,
+        attempt_id: uuid.UUID,
+        token: uuid.UUID,
+        length: timedelta,
+        *,
+        longest: timedelta,
+        clock: Callable[[], datetime] = timezone.now,
+    ) -> None:
+        self.attempt_id = attempt_id
+        self.token = token
+        self.length = length
+        self.clock = clock
+        self.ends_for_good_at = clock() + longest
+        self.stage: Stage | None = None
+        self.is_marked = False
+
+    def reached(self, stage: Stage) -> None:
+        """Notes the stage; before the first one the message becomes `sending`, which rescue goes by."""
+        is_first, self.stage = self.stage is None, stage
+        if is_first and not self._announce():
+            raise LeaseLost
+
+    def _announce(self) -> bool:
+        ours = OutboundMessageAttempt.objects.held_by(self.attempt_id, self.token)
+        message = PersistentAgentMessage.objects.filter(attempts__in=ours)
+        try:
+            return bool(message.update(latest_status=MessageStatus.SENDING))
+        finally:
+            release_connection()
+
+    def mark(self) -> None:
+        """Commits, on its own, that the server may from now on have the message."""
+        now = self.clock()
+        held = OutboundMessageAttempt.objects.held_by(self.attempt_id, self.token)
+        try:
+            is_ours = held.update(due_at=now + self.length, stage=Stage.DOT, marked_at=now)
+        except DatabaseError as problem:
+            logger.error("smtp.mark.failed", extra={"attempt_id": str(self.attempt_id)})
+            raise LeaseLost from problem
+        finally:
+            release_connection()
+        if not is_ours:
+            raise LeaseLost
+        self.is_marked = True
+
+
+class LeaseKeeper:
+    """Renews the leases of this process until each is let go, in a thread that starts when first needed."""
+
+    def __init__(self) -> None:
+        self._leases: dict[uuid.UUID, Lease] = {}
+        self._changed = threading.Condition()
+        self._process = 0
+
+    def keep(self, lease: Lease) -> None:
+        with self._changed:
+            if self._process != os.getpid():
+                self._process = os.getpid()
+                self._leases.clear()
+                threading.Thread(target=self._run, name="lease-keeper", daemon=True).start()
+            self._leases[lease.token] = lease
+            self._changed.notify()
+
+    def let_go(self, lease: Lease) -> None:
+        with self._changed:
+            self._leases.pop(lease.token, None)
+
+    def renew(self) -> int:
+        """Renews all leases kept now, in one statement a length; answers how many rows were renewed."""
+        now = timezone.now()
+        with self._changed:
+            leases = [lease for lease in self._leases.values() if lease.ends_for_good_at > now]
+        renewed = 0
+        for length in {lease.length for lease in leases}:
+            tokens = [lease.token for lease in leases if lease.length == length]
+            ids = [lease.attempt_id for lease in leases if lease.length == length]
+            rows = OutboundMessageAttempt.objects.filter(pk__in=ids, status="sending", lease_token__in=tokens)
+            renewed += rows.update(due_at=now + length)
+        return renewed
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._leases:
+                    self._changed.wait()
+                pause = min(lease.length for lease in self._leases.values()).total_seconds() / 3
+            threading.Event().wait(pause)
+            try:
+                self.renew()
+            except DatabaseError:
+                logger.warning("lease.renewal.failed")
+            finally:
+                connection.close()
+
+
+keeper = LeaseKeeper()

@@ -1,0 +1,223 @@
+"""Writing down how an attempt ended: its status, each recipient, the message, what comes next.
+
+One transaction, fenced by the lease; a late worker changes nothing, its answer is kept as an event.
+What an ending means is decided in domain/judgement; locks are taken in the order attempt, message.
+"""
+
+import logging
+import random
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.db import transaction
+
+from gobii_email.conf import config
+from gobii_email.domain.judgement import Judgement, RecipientJudgement, judge
+from gobii_email.domain.lifecycle import (
+    OPEN,
+    AttemptStatus,
+    MessageStatus,
+    Move,
+    OnDoubt,
+    Provider,
+    RecipientStatus,
+    after,
+    before,
+    message_status,
+)
+from gobii_email.domain.outcomes import Accepted, Lost, Outcome, Refused
+from gobii_email.domain.retry_schedule import RetrySchedule
+from gobii_email.models import (
+    OutboundMessageAttempt,
+    OutboundMessageEvent,
+    OutboundMessageRecipient,
+    PersistentAgentMessage,
+)
+from gobii_email.services import hold
+from gobii_email.services.follow import Next, doubt_due_at, next_attempt_at, people, queue_next, refresh_message
+from gobii_email.services.resolve import note_late_answer
+from gobii_email.services.tell import event, tell
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """An outcome, read: everything that is written about the end of one attempt."""
+
+    outcome: Outcome
+    judgement: Judgement
+    move: Move
+    following: Next | None
+    said: str
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether recipients that could be tried again are not, because no time is left."""
+        return bool(self.judgement.to_retry) and self.following is None
+
+
+def settle(attempt: OutboundMessageAttempt, outcome: Outcome, *, provider: Provider, now: datetime) -> bool:
+    """Writes the end of `attempt`; False when somebody else had ended it, then only the answer is noted."""
+    ending = _read(attempt, outcome, provider, now)
+    with transaction.atomic():
+        if not _write_attempt(attempt, ending, provider, now):
+            note_late_answer(attempt, outcome, ending.said, now)
+            return False
+        _write_recipients(attempt, ending)
+        events = [_ending_event(attempt, ending, now)]
+        if ending.following is not None and ending.move is not Move.LOST_AFTER_MARK:
+            events.append(queue_next(attempt, ending.judgement.to_retry, ending.following, now))
+        if provider is Provider.SMTP:
+            events += hold.react(attempt, ending.judgement, ending.said, now)
+        refresh_message(attempt, now, own=_statuses(ending) if attempt.number == 1 else None)
+        tell(events)
+    return True
+
+
+def _read(attempt: OutboundMessageAttempt, outcome: Outcome, provider: Provider, now: datetime) -> Ending:
+    judgement = judge(outcome, attempt.addresses)
+    following = _following(attempt, judgement, now)
+    move = judgement.move
+    if move is Move.ACCEPTED and provider is Provider.SIMULATION:
+        move = Move.CONFIRMED
+    if move in {Move.TEMPORARY, Move.LOST_BEFORE_MARK} and following is None:
+        move = Move.EXPIRED
+    return Ending(outcome, judgement, move, following, what_was_said(outcome))
+
+
+def _following(attempt: OutboundMessageAttempt, judgement: Judgement, now: datetime) -> Next | None:
+    """When to try the deferred recipients again; None when there are none, or no time is left for them."""
+    if not judgement.to_retry:
+        return None
+    expires_at = attempt.message.expires_at or now
+    if judgement.hold is not None:
+        until = hold.ends_at(judgement.hold, now)
+        due_at = min(until or expires_at, expires_at)
+        return Next(now, due_at, held_code=str(judgement.hold.hold), held_reason=judgement.hold.advice)
+    at = next_attempt_at(attempt, now, judgement.reading.retry_after)
+    return None if at is None else Next(not_before=at, due_at=at)
+
+
+def what_was_said(outcome: Outcome) -> str:
+    """The server's reply, or the sentence about the lost connection."""
+    match outcome:
+        case Accepted(reply=reply):
+            return str(reply)
+        case Refused(stage=stage, reply=reply):
+            return f"{reply} (at {stage})"
+        case Lost(text=text):
+            return text
+
+
+def _write_attempt(
+    attempt: OutboundMessageAttempt, ending: Ending, provider: Provider, now: datetime
+) -> bool:
+    """The fenced write. Sets the same values on `attempt` when it succeeded."""
+    status = after(AttemptStatus.SENDING, ending.move)
+    outcome, reading = ending.outcome, ending.judgement.reading
+    reply = None if isinstance(outcome, Lost) else outcome.reply
+    is_failure = not isinstance(outcome, Accepted)
+    values: dict[str, object] = {
+        "status": status,
+        "provider": provider,
+        "stage": "" if isinstance(outcome, Accepted) else outcome.stage,
+        "verdict": reading.verdict,
+        "scope": reading.scope if is_failure else "",
+        "smtp_code": reply.code if reply and provider is Provider.SMTP else None,
+        "enhanced_status": reply.enhanced if reply else "",
+        "reply": reply.text if reply else "",
+        "error_code": _error_code(ending),
+        "error_message": ending.said if is_failure else "",
+        "provider_message_id": outcome.provider_message_id if isinstance(outcome, Accepted) else "",
+        "stage_ms": dict(outcome.facts.stage_ms),
+        "tls": outcome.facts.tls,
+        "peer_address": outcome.facts.peer_address,
+        "finished_at": None if status is AttemptStatus.IN_DOUBT else now,
+        "sent_at": now if isinstance(outcome, Accepted) else None,
+        "delivered_at": now if status is AttemptStatus.DELIVERED else None,
+        "due_at": doubt_due_at(attempt, now) if status is AttemptStatus.IN_DOUBT else None,
+    }
+    held = OutboundMessageAttempt.objects.held_by(attempt.pk, attempt.lease_token)
+    if not held.update(**values):
+        return False
+    for name, value in values.items():
+        setattr(attempt, name, value)
+    return True
+
+
+def _error_code(ending: Ending) -> str:
+    if ending.move is Move.EXPIRED:
+        return "expired"
+    match ending.outcome:
+        case Lost(cause=cause):
+            return str(cause)
+        case Refused():
+            return ending.judgement.reading.category
+    return ""
+
+
+def _statuses(ending: Ending) -> list[RecipientStatus]:
+    return [_written(found, ending).status for found in ending.judgement.recipients.values()]
+
+
+def _written(found: RecipientJudgement, ending: Ending) -> RecipientJudgement:
+    """What is stored of a recipient: delivered where the transport vouches for it, refused when out of time."""
+    if found.status is RecipientStatus.ACCEPTED and ending.move is Move.CONFIRMED:
+        return RecipientJudgement(RecipientStatus.DELIVERED, found.reply)
+    if found.status is RecipientStatus.DEFERRED and ending.gives_up:
+        return RecipientJudgement(RecipientStatus.REFUSED, found.reply)
+    return found
+
+
+def _write_recipients(attempt: OutboundMessageAttempt, ending: Ending) -> None:
+    """One statement for each different result; usually there is one."""
+    groups: dict[RecipientJudgement, list[str]] = defaultdict(list)
+    for address, found in ending.judgement.recipients.items():
+        groups[_written(found, ending)].append(address)
+    for found, addresses in groups.items():
+        if found.status is RecipientStatus.PENDING:
+            continue
+        values: dict[str, object] = {"status": found.status}
+        if found.reply is not None:
+            values |= {
+                "smtp_code": found.reply.code,
+                "enhanced_status": found.reply.enhanced,
+                "reply": found.reply.text,
+            }
+        rows = OutboundMessageRecipient.objects.filter(attempt_id=attempt.pk)
+        if len(groups) > 1:
+            rows = rows.filter(address__in=addresses)
+        rows.update(**values)
+
+
+def _ending_event(attempt: OutboundMessageAttempt, ending: Ending, now: datetime) -> OutboundMessageEvent:
+    data = {
+        "number": attempt.number,
+        "stage": attempt.stage,
+        "verdict": attempt.verdict,
+        "scope": attempt.scope,
+        "stage_ms": attempt.stage_ms,
+    }
+    return event(attempt, str(attempt.status), _ending_text(attempt, ending), at=now, **data)
+
+
+def _ending_text(attempt: OutboundMessageAttempt, ending: Ending) -> str:
+    number, said, judgement = attempt.number, ending.said, ending.judgement
+    match ending.move:
+        case Move.CONFIRMED:
+            return f"Simulated: composed and stored for {people(judgement.accepted)}, nothing left this machine."
+        case Move.ACCEPTED:
+            others = len(attempt.addresses) - len(judgement.accepted)
+            refused = f" {others} of {len(attempt.addresses)} recipients were refused." if others else ""
+            return f"Attempt {number}: the server accepted it for {people(judgement.accepted)}: {said}.{refused}"
+        case Move.LOST_AFTER_MARK:
+            return f"Attempt {number}: in doubt. The server may have it; no answer came: {said}"
+        case Move.EXPIRED:
+            return f"Attempt {number}: given up, because the message expires before another attempt: {said}"
+        case Move.PERMANENT:
+            return f"Attempt {number}: refused for good: {said}"
+    return f"Attempt {number}: not this time: {said}"

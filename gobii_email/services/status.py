@@ -1,0 +1,167 @@
+"""What is known of a message, told from its rows: the status document, and why it has not gone out yet."""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from django.utils import timezone
+
+from gobii_email.domain.lifecycle import OPEN, AttemptStatus, MessageStatus
+from gobii_email.models import OutboundMessageAttempt, PersistentAgentMessage
+from gobii_email.services.tell import clock_time
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientReport:
+    address: str
+    kind: str
+    status: str
+    smtp_code: int | None
+    enhanced_status: str
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReport:
+    attempt_id: str
+    number: int
+    provider: str
+    status: str
+    stage: str
+    verdict: str
+    scope: str
+    smtp_code: int | None
+    enhanced_status: str
+    error_code: str
+    error_message: str
+    provider_message_id: str
+    queued_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    next_attempt_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineEntry:
+    at: datetime
+    event: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryStatus:
+    """The status document of CONTRACT.md, typed. `waiting_for` is a sentence, or None when it is over."""
+
+    message_id: str
+    rfc_message_id: str
+    status: str
+    subject: str
+    from_address: str
+    created_at: datetime
+    waiting_for: str | None
+    recipients: list[RecipientReport]
+    attempts: list[AttemptReport]
+    timeline: list[TimelineEntry]
+
+    def as_document(self) -> dict[str, Any]:
+        """The document with plain values, moments in ISO 8601, ready for JSON."""
+        document = _plain(asdict(self))
+        document["from"] = document.pop("from_address")
+        return document
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {name: _plain(item) for name, item in value.items()}
+        case list():
+            return [_plain(item) for item in value]
+        case datetime():
+            return value.isoformat()
+    return value
+
+
+def delivery_status(message: PersistentAgentMessage) -> DeliveryStatus:
+    """Everything known of `message`, in four statements."""
+    attempts = list(message.attempts.order_by("number"))
+    now = timezone.now()
+    return DeliveryStatus(
+        message_id=str(message.pk),
+        rfc_message_id=message.rfc_message_id,
+        status=message.latest_status,
+        subject=message.subject,
+        from_address=message.from_address,
+        created_at=message.timestamp,
+        waiting_for=_waiting_for(message, attempts, now),
+        recipients=[
+            RecipientReport(row.address, row.kind, row.status, row.smtp_code, row.enhanced_status, row.reply)
+            for row in message.recipients.all()
+        ],
+        attempts=[_report(attempt, attempts) for attempt in attempts],
+        timeline=[TimelineEntry(row.at, row.event, row.text) for row in message.events.all()],
+    )
+
+
+def _report(attempt: OutboundMessageAttempt, attempts: list[OutboundMessageAttempt]) -> AttemptReport:
+    following = next((other for other in attempts if other.number == attempt.number + 1), None)
+    return AttemptReport(
+        attempt_id=str(attempt.pk),
+        number=attempt.number,
+        provider=attempt.provider,
+        status=attempt.status,
+        stage=attempt.stage,
+        verdict=attempt.verdict,
+        scope=attempt.scope,
+        smtp_code=attempt.smtp_code,
+        enhanced_status=attempt.enhanced_status,
+        error_code=attempt.error_code,
+        error_message=attempt.error_message,
+        provider_message_id=attempt.provider_message_id,
+        queued_at=attempt.queued_at,
+        started_at=attempt.started_at,
+        finished_at=attempt.finished_at,
+        next_attempt_at=following.not_before if following else None,
+    )
+
+
+def _waiting_for(
+    message: PersistentAgentMessage, attempts: list[OutboundMessageAttempt], now: datetime
+) -> str | None:
+    attempt = next((found for found in attempts if found.status in OPEN), None)
+    if attempt is None:
+        return None
+    match AttemptStatus(attempt.status):
+        case AttemptStatus.SENDING:
+            return "A worker is sending it right now."
+        case AttemptStatus.IN_DOUBT:
+            return f"In doubt whether the server has it: {attempt.error_message} {_doubt_ends(attempt, now)}"
+    if attempt.held_reason:
+        return f"Waits {_until(attempt, message, now)}: {attempt.held_reason}"
+    if attempt.not_before > now:
+        return _not_yet(attempt, attempts, now)
+    return "Waits for a free worker."
+
+
+def _until(attempt: OutboundMessageAttempt, message: PersistentAgentMessage, now: datetime) -> str:
+    if attempt.due_at is None or (message.expires_at is not None and attempt.due_at >= message.expires_at):
+        return "until somebody acts"
+    return f"until {clock_time(attempt.due_at, now)}"
+
+
+def _not_yet(attempt: OutboundMessageAttempt, attempts: list[OutboundMessageAttempt], now: datetime) -> str:
+    when = clock_time(attempt.not_before, now)
+    last = next((other for other in attempts if other.number == attempt.number - 1), None)
+    if last is None:
+        return f"Waits for its time to be sent, {when}."
+    return f"Attempt {attempt.number} follows at {when}, because: {last.error_message or 'some were refused for now'}"
+
+
+def _doubt_ends(attempt: OutboundMessageAttempt, now: datetime) -> str:
+    if attempt.due_at is not None:
+        return f"It is sent again at {clock_time(attempt.due_at, now)} unless evidence comes."
+    return "Evidence or a person decides (email_resolve)."
+
+
+def is_over(status: str) -> bool:
+    """Whether a message's status changes no more by itself."""
+    return status not in {MessageStatus.QUEUED, MessageStatus.SENDING, MessageStatus.PENDING_APPROVAL}

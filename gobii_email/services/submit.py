@@ -1,0 +1,371 @@
+"""Taking a message in: validate, render, freeze, queue attempt 1, ring on commit.
+
+Opens no socket but the ring's, which is bounded and cannot fail the caller. After this the bytes of a
+message never change; who sends them, and how, is decided later by a worker.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+
+from django.db import models, transaction
+from django.utils import timezone
+from opentelemetry.propagate import inject
+
+from gobii_email import wiring
+from gobii_email.conf import config
+from gobii_email.domain.addresses import normalise, parse_mailbox
+from gobii_email.domain.composition import (
+    EmailAttachmentPayload,
+    MailParts,
+    clean_subject,
+    compose,
+    match_inline_images,
+    new_message_id,
+)
+from gobii_email.domain.invalid_mail import InvalidMail
+from gobii_email.domain.lifecycle import MessageStatus, OnDoubt, RecipientStatus
+from gobii_email.domain.selection import AccountFacts, Circumstances, account_obstacle
+from gobii_email.domain.thread_headers import reply_headers
+from gobii_email.models import (
+    CommsChannel,
+    FrozenMessage,
+    OutboundMessageAttempt,
+    OutboundMessageEvent,
+    OutboundMessageRecipient,
+    PersistentAgentCommsEndpoint,
+    PersistentAgentMessage,
+)
+from gobii_email.models.messages import subject_of
+from gobii_email.services.follow import people
+from gobii_email.services.render import render_mail_body
+from gobii_email.services.tell import event
+
+logger = logging.getLogger(__name__)
+
+Kind = OutboundMessageRecipient.Kind
+
+
+class IdempotencyConflict(Exception):
+    """The same idempotency key came with other content; use a new key for new content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may say about a submission beside its content. All moments are aware."""
+
+    send_at: datetime | None = None
+    expires_at: datetime | None = None
+    idempotency_key: str | None = None
+    on_doubt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """What a message says and to whom, before it is rendered. Addresses are valid, each once."""
+
+    from_name: str
+    from_address: str
+    to: tuple[str, ...]
+    cc: tuple[str, ...]
+    bcc: tuple[str, ...]
+    subject: str
+    body: str
+    in_reply_to: str = ""
+    references: tuple[str, ...] = ()
+    reply_to: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    attachments: tuple[EmailAttachmentPayload, ...] = ()
+
+    @property
+    def recipients(self) -> list[tuple[str, str]]:
+        """(address, kind), each address once: the first of To, Cc, Bcc that has it."""
+        found: dict[str, tuple[str, str]] = {}
+        for kind, addresses in ((Kind.TO, self.to), (Kind.CC, self.cc), (Kind.BCC, self.bcc)):
+            for address in addresses:
+                found.setdefault(normalise(address), (address, str(kind)))
+        return list(found.values())
+
+    def content_hash(self) -> str:
+        """Equal for two submissions of the same content, whatever time they come at."""
+        files = [(file.filename, hashlib.sha256(file.content).hexdigest()) for file in self.attachments]
+        facts = [
+            self.from_address,
+            sorted((normalise(address), kind) for address, kind in self.recipients),
+            self.subject,
+            self.body,
+            self.in_reply_to,
+            self.reply_to,
+            sorted(self.headers.items()),
+            files,
+        ]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A message with its mail, ready to be frozen."""
+
+    message: PersistentAgentMessage
+    mail: Mail
+    options: Options
+
+
+def submit(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:
+    """Queues all drafts or none, in a number of statements that does not grow with them.
+
+    Raises InvalidMail for content nobody should send, IdempotencyConflict for a reused key. Answers the
+    first attempt of each draft, in order.
+    """
+    now = timezone.now()
+    frozen = [_freeze(draft, now) for draft in drafts]
+    with transaction.atomic():
+        attempts = _write(drafts, frozen, now)
+        due = [str(attempt.pk) for attempt in attempts if attempt.not_before <= now]
+        if due:
+            transaction.on_commit(partial(wiring.doorbell().ring, due), robust=True)
+    return attempts
+
+
+def already_submitted(message: PersistentAgentMessage) -> OutboundMessageAttempt | None:
+    """The first attempt of a message that was submitted before."""
+    return OutboundMessageAttempt.objects.filter(message=message, number=1).first()
+
+
+def submitted_under(
+    endpoint: PersistentAgentCommsEndpoint, key: str | None, mail: Mail
+) -> OutboundMessageAttempt | None:
+    """The attempt that `key` already stands for. Raises IdempotencyConflict when its content differs."""
+    if key is None:
+        return None
+    first = PersistentAgentMessage.objects.filter(from_endpoint=endpoint, idempotency_key=key).first()
+    if first is None:
+        return None
+    if first.content_hash != mail.content_hash():
+        raise IdempotencyConflict(
+            f"idempotency_key {key!r} was used for another message ({first.pk}); use a new key for new content."
+        )
+    return already_submitted(first)
+
+
+def check_options(options: Options, now: datetime) -> None:
+    """Raises InvalidMail for moments that are naive or in the wrong order, and for unknown policies."""
+    for name in ("send_at", "expires_at"):
+        moment = getattr(options, name)
+        if moment is not None and timezone.is_naive(moment):
+            raise InvalidMail(name, "it has no time zone", "Use an aware datetime, such as timezone.now()")
+    if options.expires_at is not None and options.expires_at <= max(options.send_at or now, now):
+        raise InvalidMail("expires_at", "it is over before the message may be sent", "Choose a later moment")
+    if options.on_doubt is not None and options.on_doubt not in set(OnDoubt):
+        raise InvalidMail("on_doubt", f"{options.on_doubt!r} is unknown", "Use hold or resend")
+    if options.idempotency_key is not None and not 0 < len(options.idempotency_key) <= 255:
+        raise InvalidMail("idempotency_key", "it is empty or longer than 255 characters", "Use a shorter one")
+
+
+def check_recipients(endpoint: PersistentAgentCommsEndpoint, mail: Mail) -> None:
+    """Raises InvalidMail when there is nobody to write to, or somebody the agent may not write to."""
+    if not mail.recipients:
+        raise InvalidMail("to", "there is no recipient", "Name at least one address")
+    if len(mail.recipients) > config().max_recipients:
+        raise InvalidMail("to", f"there are more than {config().max_recipients} recipients", "Send several messages")
+    agent = endpoint.owner_agent
+    if agent is None:
+        return
+    for address, kind in mail.recipients:
+        if not agent.is_recipient_whitelisted(CommsChannel.EMAIL, address):
+            raise InvalidMail(
+                kind, f"{address} is not allowed for this agent", "Add it to the agent's allowed contacts"
+            )
+
+
+def addresses(field_name: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """The bare addresses in `given`, each checked. Raises InvalidMail naming `field_name`."""
+    items = [given] if isinstance(given, str) else list(given)
+    return tuple(parse_mailbox(item, field=field_name)[1] for item in items)
+
+
+def mail_of(message: PersistentAgentMessage) -> Mail:
+    """What a stored message says. Reads its endpoints and attachments; raises InvalidMail."""
+    endpoint = message.from_endpoint
+    assert endpoint is not None
+    payload = message.raw_payload or {}
+    in_reply_to, references = reply_ids(message.parent)
+    return Mail(
+        from_name=endpoint.display_name,
+        from_address=addresses("from", endpoint.address)[0],
+        to=addresses("to", [message.to_endpoint.address] if message.to_endpoint else []),
+        cc=addresses("cc", [cc.address for cc in message.cc_endpoints.all()]),
+        bcc=addresses("bcc", [bcc.address for bcc in message.bcc_endpoints.all()]),
+        subject=clean_subject(subject_of(message)),
+        body=message.body,
+        in_reply_to=in_reply_to,
+        references=references,
+        reply_to=str(payload.get("reply_to") or ""),
+        headers=dict(payload.get("headers") or {}),
+        attachments=tuple(
+            EmailAttachmentPayload(
+                file.filename, _content_of(file), file.content_type, file.content_id,
+                "inline" if file.content_id else "attachment",
+            )
+            for file in message.attachments.all()
+        ),
+    )
+
+
+def _content_of(attachment: models.Model) -> bytes:
+    try:
+        with attachment.file.open("rb") as file:  # type: ignore[attr-defined]
+            content: bytes = file.read()
+            return content
+    except (OSError, ValueError):
+        raise InvalidMail(
+            "attachments", f"{attachment} cannot be read", "Attach the file again"
+        ) from None
+
+
+def reply_ids(parent: PersistentAgentMessage | None) -> tuple[str, tuple[str, ...]]:
+    """In-Reply-To and References of an answer to `parent`."""
+    if parent is None:
+        return "", ()
+    payload = parent.raw_payload or {}
+    parent_id = parent.rfc_message_id or str(payload.get("message_id") or "")
+    return reply_headers(parent_id, payload.get("references") or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The bytes and texts of a message, decided."""
+
+    message_id: str
+    mime: bytes
+    html: str
+    text: str
+
+
+def _freeze(draft: Draft, now: datetime) -> Frozen:
+    mail = draft.mail
+    rendered = render_mail_body(mail.body, subject=mail.subject)
+    html, attachments = match_inline_images(rendered.html, mail.attachments)
+    message_id = new_message_id(mail.from_address)
+    mime = compose(
+        MailParts(
+            from_name=mail.from_name,
+            from_address=mail.from_address,
+            to=mail.to,
+            cc=mail.cc,
+            subject=mail.subject,
+            text=rendered.text,
+            html=html,
+            message_id=message_id,
+            date=now,
+            in_reply_to=mail.in_reply_to,
+            references=mail.references,
+            reply_to=mail.reply_to,
+            headers=mail.headers,
+            attachments=attachments,
+        ),
+        max_bytes=config().max_message_bytes,
+        max_recipients=config().max_recipients,
+    )
+    return Frozen(message_id, mime, html, rendered.text)
+
+
+def _write(drafts: Sequence[Draft], frozen: Sequence[Frozen], now: datetime) -> list[OutboundMessageAttempt]:
+    trace = _traceparent()
+    for draft, content in zip(drafts, frozen, strict=True):
+        _fill(draft, content, trace, now)
+    messages = [draft.message for draft in drafts]
+    PersistentAgentMessage.objects.bulk_update(messages, _FILLED, batch_size=200)
+    FrozenMessage.objects.bulk_create(
+        FrozenMessage(
+            message=draft.message, mime=content.mime, html=content.html, text=content.text,
+            to_count=len(draft.mail.to), cc_count=len(draft.mail.cc),
+            size=len(content.mime), sha256=hashlib.sha256(content.mime).hexdigest(),
+        )
+        for draft, content in zip(drafts, frozen, strict=True)
+    )
+    attempts = OutboundMessageAttempt.objects.bulk_create(_first_attempt(draft, now) for draft in drafts)
+    OutboundMessageRecipient.objects.bulk_create(
+        OutboundMessageRecipient(
+            message=attempt.message, attempt=attempt, address=address, kind=kind, status=RecipientStatus.PENDING
+        )
+        for draft, attempt in zip(drafts, attempts, strict=True)
+        for address, kind in draft.mail.recipients
+    )
+    OutboundMessageEvent.objects.bulk_create(
+        event(attempt, "queued", f"Queued for {people(attempt.addresses)} as {attempt.message.rfc_message_id}.", at=now)
+        for attempt in attempts
+    )
+    return attempts
+
+
+_FILLED = [
+    "from_address", "subject", "raw_payload", "rfc_message_id", "owner_agent", "latest_status", "submitted_at",
+    "expires_at", "on_doubt", "had_account", "idempotency_key", "content_hash", "traceparent",
+]  # fmt: skip
+
+
+def _fill(draft: Draft, content: Frozen, trace: str, now: datetime) -> None:
+    message, mail, options = draft.message, draft.mail, draft.options
+    endpoint = message.from_endpoint
+    assert endpoint is not None
+    message.from_address = mail.from_address
+    message.subject = mail.subject
+    message.rfc_message_id = content.message_id
+    message.raw_payload = (message.raw_payload or {}) | {
+        "subject": mail.subject,
+        "message_id": content.message_id,
+        "in_reply_to": mail.in_reply_to,
+        "references": " ".join(mail.references),
+    }
+    message.owner_agent_id = endpoint.owner_agent_id
+    message.latest_status = MessageStatus.QUEUED
+    message.submitted_at = now
+    message.expires_at = options.expires_at or (options.send_at or now) + config().expires_after
+    message.on_doubt = options.on_doubt or OnDoubt.HOLD
+    message.had_account = _has_usable_account(endpoint)
+    message.idempotency_key = options.idempotency_key
+    message.content_hash = mail.content_hash()
+    message.traceparent = trace
+
+
+def _has_usable_account(endpoint: PersistentAgentCommsEndpoint) -> bool:
+    account = getattr(endpoint, "agentemailaccount", None)
+    if account is None:
+        return False
+    settings = config()
+    circumstances = Circumstances(
+        account=AccountFacts(account.is_outbound_enabled, is_tested=account.is_smtp_tested),
+        had_account=False,
+        byo_email_enabled=settings.byo_email_enabled,
+        is_in_rollout=settings.byo_email_rollout.includes(str(endpoint.owner_agent_id), endpoint.address),
+        is_proprietary=settings.proprietary_mode,
+        has_postmark_token=bool(settings.postmark_server_token),
+        simulates=settings.simulates,
+    )
+    return account_obstacle(circumstances) is None
+
+
+def _first_attempt(draft: Draft, now: datetime) -> OutboundMessageAttempt:
+    start = max(draft.options.send_at or now, now)
+    return OutboundMessageAttempt(
+        message=draft.message,
+        number=1,
+        from_endpoint_id=draft.message.from_endpoint_id,
+        addresses=[address for address, _ in draft.mail.recipients],
+        queued_at=now,
+        not_before=start,
+        # The ring on commit is the first hand-out; the dispatcher looks a little later.
+        due_at=start if start > now else now + config().ring_grace,
+    )
+
+
+def _traceparent() -> str:
+    """The caller's trace, in W3C form, so that the send joins it; "" when there is none."""
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return carrier.get("traceparent", "")

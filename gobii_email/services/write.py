@@ -1,0 +1,190 @@
+"""Writing new messages from plain values, and queueing them, many in as few statements as one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from gobii_email.domain.addresses import normalise
+from gobii_email.domain.composition import EmailAttachmentPayload, clean_subject
+from gobii_email.domain.invalid_mail import InvalidMail
+from gobii_email.domain.thread_headers import reply_headers
+from gobii_email.models import (
+    CommsChannel,
+    PersistentAgentCommsEndpoint,
+    PersistentAgentMessage,
+    PersistentAgentMessageAttachment,
+)
+from gobii_email.services.submit import (
+    Draft,
+    Mail,
+    Options,
+    addresses,
+    check_options,
+    check_recipients,
+    reply_ids,
+    submit,
+    submitted_under,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewMail:
+    """What `send_agent_email` was given, and one line of a batch."""
+
+    from_endpoint: PersistentAgentCommsEndpoint | str
+    to: str | Sequence[str]
+    subject: str
+    body: str
+    cc: str | Sequence[str] = ()
+    bcc: str | Sequence[str] = ()
+    in_reply_to: PersistentAgentMessage | str | None = None
+    attachments: tuple[EmailAttachmentPayload, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    options: Options = Options()
+
+
+def write(mails: Sequence[NewMail]) -> list[PersistentAgentMessage]:
+    """Stores and queues all `mails` or none; answers their messages in order.
+
+    Raises InvalidMail or IdempotencyConflict before anything is written.
+    """
+    senders = _senders(mails)
+    written: dict[int, PersistentAgentMessage] = {}
+    drafts: dict[int, Draft] = {}
+    for position, new in enumerate(mails):
+        endpoint = senders[_sender_key(new.from_endpoint)]
+        mail = _checked(new, endpoint)
+        earlier = submitted_under(endpoint, new.options.idempotency_key, mail)
+        if earlier is not None:
+            written[position] = earlier.message
+        else:
+            drafts[position] = Draft(_message(new, mail, endpoint), mail, new.options)
+    try:
+        _store(list(drafts.values()))
+    except IntegrityError:
+        # Another process was faster with one of the keys: now it is found.
+        if not any(new.options.idempotency_key for new in mails):
+            raise
+        return write(mails)
+    written |= {position: draft.message for position, draft in drafts.items()}
+    return [written[position] for position in range(len(mails))]
+
+
+def _sender_key(sender: PersistentAgentCommsEndpoint | str) -> str:
+    return sender if isinstance(sender, str) else str(sender.pk)
+
+
+def _senders(mails: Sequence[NewMail]) -> dict[str, PersistentAgentCommsEndpoint]:
+    """The sending endpoints by the key under which they were given, with what submission needs of them."""
+    named = {new.from_endpoint for new in mails if isinstance(new.from_endpoint, str)}
+    given = {new.from_endpoint.pk for new in mails if not isinstance(new.from_endpoint, str)}
+    endpoints = PersistentAgentCommsEndpoint.objects.select_related(
+        "owner_agent__user", "email_meta", "agentemailaccount"
+    ).filter(owner_agent__isnull=False, channel=CommsChannel.EMAIL)
+    by_address = {found.address: found for found in endpoints.filter(address__in=map(normalise, named))}
+    found = {name: by_address[normalise(name)] for name in named if normalise(name) in by_address}
+    if given:
+        found |= {str(endpoint.pk): endpoint for endpoint in endpoints.filter(pk__in=given)}
+    for missing in {_sender_key(new.from_endpoint) for new in mails} - set(found):
+        raise InvalidMail("from", f"no agent owns the e-mail address {missing}", "Create its account or endpoint first")
+    return found
+
+
+def _checked(new: NewMail, endpoint: PersistentAgentCommsEndpoint) -> Mail:
+    check_options(new.options, timezone.now())
+    in_reply_to, references = _thread(new.in_reply_to)
+    headers = dict(new.headers)
+    reply_to = next((headers.pop(name) for name in list(headers) if name.lower() == "reply-to"), "")
+    mail = Mail(
+        from_name=endpoint.display_name,
+        from_address=addresses("from", endpoint.address)[0],
+        to=addresses("to", new.to),
+        cc=addresses("cc", new.cc),
+        bcc=addresses("bcc", new.bcc),
+        subject=clean_subject(new.subject),
+        body=new.body,
+        in_reply_to=in_reply_to,
+        references=references,
+        reply_to=reply_to,
+        headers=headers,
+        attachments=new.attachments,
+    )
+    check_recipients(endpoint, mail)
+    return mail
+
+
+def _thread(parent: PersistentAgentMessage | str | None) -> tuple[str, tuple[str, ...]]:
+    return reply_headers(parent) if isinstance(parent, str) else reply_ids(parent)
+
+
+def _message(new: NewMail, mail: Mail, endpoint: PersistentAgentCommsEndpoint) -> PersistentAgentMessage:
+    return PersistentAgentMessage(
+        from_endpoint=endpoint,
+        parent=new.in_reply_to if isinstance(new.in_reply_to, PersistentAgentMessage) else None,
+        subject=mail.subject,
+        body=mail.body,
+        raw_payload={"headers": dict(mail.headers), "reply_to": mail.reply_to},
+    )
+
+
+def _store(drafts: Sequence[Draft]) -> None:
+    with transaction.atomic():
+        endpoints = _recipient_endpoints(drafts)
+        for draft in drafts:
+            draft.message.to_endpoint = endpoints[normalise(draft.mail.to[0])] if draft.mail.to else None
+        PersistentAgentMessage.objects.bulk_create([draft.message for draft in drafts])
+        _link(drafts, endpoints)
+        _keep_attachments(drafts)
+        submit(drafts)
+
+
+def _recipient_endpoints(drafts: Sequence[Draft]) -> dict[str, PersistentAgentCommsEndpoint]:
+    """An outside endpoint for every recipient, those that are missing made in one statement."""
+    wanted = {normalise(address) for draft in drafts for address, _ in draft.mail.recipients}
+    outside = PersistentAgentCommsEndpoint.objects.filter(
+        channel=CommsChannel.EMAIL, owner_agent__isnull=True, address__in=wanted
+    )
+    found = {endpoint.address: endpoint for endpoint in outside}
+    missing = wanted - set(found)
+    if missing:
+        PersistentAgentCommsEndpoint.objects.bulk_create(
+            [
+                PersistentAgentCommsEndpoint(channel=CommsChannel.EMAIL, address=address)
+                for address in sorted(missing)
+            ],
+            ignore_conflicts=True,
+        )
+        found = {endpoint.address: endpoint for endpoint in outside.all()}
+    return found
+
+
+def _link(drafts: Sequence[Draft], endpoints: Mapping[str, PersistentAgentCommsEndpoint]) -> None:
+    """The Cc and Bcc endpoints of all messages, in at most two statements."""
+    for name in ("cc", "bcc"):
+        through = getattr(PersistentAgentMessage, f"{name}_endpoints").through
+        links = [
+            through(
+                persistentagentmessage_id=draft.message.pk,
+                persistentagentcommsendpoint_id=endpoints[normalise(address)].pk,
+            )
+            for draft in drafts
+            for address in dict.fromkeys(map(normalise, getattr(draft.mail, name)))
+        ]
+        through.objects.bulk_create(links, ignore_conflicts=True)
+
+
+def _keep_attachments(drafts: Sequence[Draft]) -> None:
+    """What is attached, as rows; the bytes themselves are in the frozen message."""
+    PersistentAgentMessageAttachment.objects.bulk_create(
+        PersistentAgentMessageAttachment(
+            message=draft.message,
+            filename=file.filename,
+            content_type=file.content_type,
+            content_id=file.content_id,
+            file_size=file.size_bytes,
+        )
+        for draft in drafts
+        for file in draft.mail.attachments
+    )

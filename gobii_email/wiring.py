@@ -1,0 +1,62 @@
+"""The one place that knows which adapter is real."""
+
+from functools import lru_cache
+
+from django.core.signals import setting_changed
+
+from gobii_email.adapters.celery_queue import CeleryDoorbell
+from gobii_email.adapters.dialer import DialPolicy
+from gobii_email.adapters.open_limiter import OpenLimiter
+from gobii_email.adapters.postmark import PostmarkTransport
+from gobii_email.adapters.simulation import SimulationTransport
+from gobii_email.adapters.smtp import Deadlines, SmtpTransport
+from gobii_email.conf import config
+from gobii_email.domain.lifecycle import Provider
+from gobii_email.ports import Doorbell, Limiter, MailTransport
+
+
+@lru_cache(maxsize=1)
+def doorbell() -> Doorbell:
+    settings = config()
+    return CeleryDoorbell(
+        settings.broker_url, hint_lifetime=settings.hint_lifetime, breaker_pause=settings.breaker_pause
+    )
+
+
+@lru_cache(maxsize=1)
+def smtp_transport() -> SmtpTransport:
+    settings = config()
+    return SmtpTransport(
+        DialPolicy(allowed_networks=settings.allowed_networks, allowed_ports=settings.allowed_ports),
+        Deadlines(
+            connect=settings.deadline_connect,
+            banner=settings.deadline_step,
+            ehlo=settings.deadline_step,
+            tls=settings.deadline_step,
+            auth=settings.deadline_step,
+            envelope=settings.deadline_envelope,
+            body=settings.deadline_body,
+            dot=settings.deadline_dot,
+        ),
+    )
+
+
+@lru_cache(maxsize=1)
+def limiter() -> Limiter:
+    return OpenLimiter()
+
+
+def transport(provider: Provider) -> MailTransport:
+    """The transport for mail without an account of its own."""
+    if provider is Provider.POSTMARK:
+        settings = config()
+        return PostmarkTransport(token=settings.postmark_server_token, api_url=settings.postmark_api_url)
+    return SimulationTransport()
+
+
+def _forget(**_: object) -> None:
+    for made in (doorbell, smtp_transport, limiter):
+        made.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="gobii_email.wiring")

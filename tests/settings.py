@@ -1,0 +1,13 @@
+"""The service's own settings, with a database of the tests' and nothing that waits long."""
+
+import os
+
+os.environ.setdefault("BYO_EMAIL_ALLOWED_NETWORKS", "127.0.0.0/8,::1/128")
+os.environ.setdefault("GOBII_ENCRYPTION_KEY", "test:" + "A" * 43 + "=")
+os.environ.setdefault("SECRET_KEY", "only for tests")
+if "TEST_DATABASE_URL" in os.environ:
+    os.environ["DATABASE_URL"] = os.environ["TEST_DATABASE_URL"]
+
+from gobii_email.settings import *  # noqa: E402, F403
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
