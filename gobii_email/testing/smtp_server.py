@@ -7,6 +7,7 @@ free port, in its own thread, and stops by its own handle.
 
 import asyncio
 import base64
+import collections
 import contextlib
 import json
 import os
@@ -14,11 +15,11 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
@@ -83,7 +84,7 @@ class Faults:
 class _Dialogue(SMTP):
     """aiosmtpd's dialogue with DSN, XOAUTH2 and the faults of its server."""
 
-    command_size_limit = 16_384
+    command_size_limits: ClassVar[dict[str, int]] = collections.defaultdict(lambda: 16_384)
     line_length_limit = 65_536
 
     def __init__(self, owner: "ScriptedSmtpServer", **parameters: Any) -> None:
@@ -93,7 +94,6 @@ class _Dialogue(SMTP):
         self.mail_parameters: tuple[str, ...] = ()
         self.rcpt_parameters: dict[str, tuple[str, ...]] = {}
         super().__init__(owner, authenticator=self._check, **parameters)
-        self.command_size_limits.default_factory = lambda: self.command_size_limit
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if not self.number:
@@ -105,9 +105,6 @@ class _Dialogue(SMTP):
             self.owner.ehlo_names.append(hostname)
             await super().smtp_EHLO(hostname)
 
-    async def handle_EHLO_lines(self, lines: list[str]) -> list[str]:
-        return [*lines[:-1], "250-DSN", "250-ENHANCEDSTATUSCODES", lines[-1]]
-
     async def smtp_STARTTLS(self, arg: str) -> None:
         if await self._goes_on("STARTTLS"):
             await super().smtp_STARTTLS(arg)
@@ -118,7 +115,8 @@ class _Dialogue(SMTP):
 
     async def smtp_MAIL(self, arg: str | None) -> None:
         if self.owner.needs_login and not (self.session and self.session.authenticated):
-            return await self.push("530 5.7.0 Authentication required")
+            await self.push("530 5.7.0 Authentication required")
+            return
         if not await self._goes_on("MAIL"):
             return
         address, parameters = _parted(arg)
@@ -132,7 +130,8 @@ class _Dialogue(SMTP):
         address, parameters = _parted(arg)
         recipient = address.partition("<")[2].rstrip(">")
         if reply := self.owner.faults.recipient_reply(recipient):
-            return await self.push(reply)
+            await self.push(reply)
+            return
         self.rcpt_parameters[recipient] = parameters
         await super().smtp_RCPT(address)
 
@@ -158,18 +157,21 @@ class _Dialogue(SMTP):
 
     async def _goes_on(self, command: str) -> bool:
         """Plays the fault for `command`, if there is one; False when that was the whole answer."""
+        reply = await self.fault(command)
+        if reply:
+            await self.push(reply)
+        return reply is None
+
+    async def fault(self, command: str) -> str | None:
+        """After the delay set for it: the reply to give in place of the real one, "" when cut off."""
         faults = self.owner.faults
         if not faults.strikes(command):
-            return True
-        if command in faults.delays:
-            await asyncio.sleep(faults.delays[command].total_seconds())
+            return None
+        await asyncio.sleep(faults.delays.get(command, timedelta()).total_seconds())
         if command in faults.drops:
             self.cut()
-            return False
-        if command in faults.replies:
-            await self.push(faults.replies[command])
-            return False
-        return True
+            return ""
+        return faults.replies.get(command)
 
     def cut(self) -> None:
         if self.transport is not None:
@@ -219,10 +221,11 @@ class ScriptedSmtpServer:
         self._arrived = threading.Condition()
         self._controller: Controller | None = None
 
-    def start(self) -> "ScriptedSmtpServer":
-        self.port = self.port or _free_port()
+    def start(self) -> Self:
+        """Listens; after a `stop()` again on the same port."""
         self._controller = _Controller(self, self._dialogue)
         self._controller.start()
+        self.port = int(self._controller.server.sockets[0].getsockname()[1])
         return self
 
     def stop(self) -> None:
@@ -230,7 +233,7 @@ class ScriptedSmtpServer:
             self._controller.stop()
             self._controller = None
 
-    def __enter__(self) -> "ScriptedSmtpServer":
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -253,20 +256,20 @@ class ScriptedSmtpServer:
         self, server: _Dialogue, session: WireSession, envelope: WireEnvelope, hostname: str, lines: list[str]
     ) -> list[str]:
         session.host_name = hostname
-        lines = await server.handle_EHLO_lines(lines)
-        return lines if self.needs_login else [line for line in lines if not line.startswith("250-AUTH")]
+        offered = [*lines[:-1], "250-DSN", "250-ENHANCEDSTATUSCODES", lines[-1]]
+        return [line for line in offered if self.needs_login or not line.startswith("250-AUTH")]
 
     async def handle_DATA(self, server: _Dialogue, session: WireSession, envelope: WireEnvelope) -> str:
-        if not await server._goes_on("DOT"):
-            return "250 unheard"
-        self._keep(server, session, envelope)
-        if self.faults.strikes("AFTER_DOT"):
-            await asyncio.sleep(self.faults.delays.get("AFTER_DOT", timedelta()).total_seconds())
-            if "AFTER_DOT" in self.faults.drops:
-                server.cut()
-        return f"250 2.0.0 Ok: queued as {len(self.messages):08X}"
+        reply = await server.fault("DOT")
+        if reply is not None:
+            return reply or "421 cut off"
+        number = self._keep(server, session, envelope)
+        reply = await server.fault("AFTER_DOT")
+        if reply is not None:
+            return reply or "421 cut off"
+        return f"250 2.0.0 Ok: queued as {number:08X}"
 
-    def _keep(self, server: _Dialogue, session: WireSession, envelope: WireEnvelope) -> None:
+    def _keep(self, server: _Dialogue, session: WireSession, envelope: WireEnvelope) -> int:
         content = bytes(envelope.original_content or b"")
         user = getattr(session.auth_data, "login", b"").decode()
         message = AcceptedMessage(
@@ -285,6 +288,7 @@ class ScriptedSmtpServer:
         with self._arrived:
             self.messages.append(message)
             self._arrived.notify_all()
+            return len(self.messages)
 
     def _dialogue(self) -> _Dialogue:
         return _Dialogue(
@@ -349,11 +353,6 @@ def _append_durably(path: Path, line: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _free_port() -> int:
-    with socket.create_server((LOOPBACK, 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Script:
@@ -433,7 +432,7 @@ class RawServer:
         self.port = int(self._listener.getsockname()[1])
         self.scripts: list[Script] = []
 
-    def __enter__(self) -> "RawServer":
+    def __enter__(self) -> Self:
         self._spawn(self._serve)
         return self
 
@@ -471,8 +470,3 @@ class RawServer:
         thread = threading.Thread(target=target, daemon=True)
         self._threads.append(thread)
         thread.start()
-
-
-def lines(texts: Iterable[str]) -> bytes:
-    """`texts` as lines of a reply."""
-    return b"".join(text.encode() + b"\r\n" for text in texts)

@@ -1,0 +1,80 @@
+"""Loopback servers, a certificate authority that is trusted for one run, and a caller that takes notes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from ipaddress import ip_network
+
+import pytest
+
+from gobii_email.adapters.dialer import DialPolicy
+from gobii_email.adapters.smtp import Deadlines, SmtpTransport
+from gobii_email.domain.secret import Secret
+from gobii_email.domain.smtp_replies import Stage
+from gobii_email.ports import Auth, Envelope, LeaseLost, Security, SmtpServer
+from gobii_email.testing.certificates import ThrowAwayAuthority
+
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+MESSAGE = (
+    b"From: a@sender.example\r\nTo: b@rcpt.example\r\nSubject: hello\r\n\r\n.dotted line\r\nlast line\r\n"
+)
+PASSWORD = "pässwörd-S3cret"
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowAwayAuthority]:
+    """Trusted, beside the system's own, while the session lasts."""
+    made = ThrowAwayAuthority(tmp_path_factory.mktemp("authority"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(made.ca_file))
+        yield made
+
+
+def loopback_policy(port: int) -> DialPolicy:
+    return DialPolicy(LOOPBACK, frozenset({port}), lambda _host, _port: ["127.0.0.1"])
+
+
+def quick_deadlines(seconds: float = 0.4, **others: float) -> Deadlines:
+    names = ("connect", "banner", "ehlo", "tls", "auth", "envelope", "body", "dot", "quit")
+    spans = {"quit": 0.2, **others}
+    return Deadlines(**{name: timedelta(seconds=spans.get(name, seconds)) for name in names})
+
+
+@dataclass
+class Notes:
+    """Progress that notes what it is told; `lose_at` is the stage, or "mark", where the lease is gone."""
+
+    lose_at: str = ""
+    told: list[str] = field(default_factory=list)
+    on_mark: Callable[[], None] = lambda: None
+
+    def reached(self, stage: Stage) -> None:
+        self.told.append(str(stage))
+        if stage == self.lose_at:
+            raise LeaseLost
+
+    def mark(self) -> None:
+        self.on_mark()
+        if self.lose_at == "mark":
+            raise LeaseLost
+        self.told.append("mark")
+
+
+def transport_to(port: int, deadlines: Deadlines | None = None) -> SmtpTransport:
+    return SmtpTransport(loopback_policy(port), deadlines or quick_deadlines(5))
+
+
+def account(
+    port: int,
+    *,
+    security: Security = Security.STARTTLS,
+    auth: Auth = Auth.PLAIN,
+    host: str = "localhost",
+    username: str = "anna",
+    password: str = PASSWORD,
+) -> SmtpServer:
+    return SmtpServer(host, port, security, auth, username, None if auth is Auth.NONE else Secret(password))
+
+
+def envelope(*recipients: str, sender: str = "a@sender.example") -> Envelope:
+    return Envelope(sender, recipients or ("b@rcpt.example",), "attempt-1")
