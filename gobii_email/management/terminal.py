@@ -1,0 +1,68 @@
+"""How a command answers: a sentence for people, or one JSON document, and an exit code that is true.
+
+0 done, 1 the thing failed, 2 the command was used wrongly. With `--json` an error is a document on
+standard output as well: `{"error": {"field", "reason", "remedy"}}`; its sentence is on standard error.
+"""
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import OperationalError, ProgrammingError
+
+from gobii_email.domain.invalid_mail import InvalidMail
+from gobii_email.encryption import KeyRingError, SecretUnreadable
+from gobii_email.services.intervene import NotPossible
+
+_TOLD = (NotPossible, SecretUnreadable, KeyRingError, ImproperlyConfigured)
+
+
+class EmailCommand(BaseCommand):
+    """A command with `--json`; what the services refuse ends it with 1, and without a traceback."""
+
+    is_json = False
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        self.add_json_option(parser)
+
+    def add_json_option(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="answer with one JSON document")
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        self.is_json = bool(options.get("json"))
+        try:
+            return super().execute(*args, **options)
+        except InvalidMail as wrong:
+            self.fail(str(wrong), field=wrong.field, reason=wrong.reason, remedy=wrong.remedy)
+        except _TOLD as wrong:
+            self.fail(str(wrong))
+        except (OperationalError, ProgrammingError) as wrong:
+            if "no such table" not in str(wrong) and "does not exist" not in str(wrong):
+                raise
+            self.fail("The database has no tables yet.", remedy="Run `manage.py migrate` first.")
+
+    def answer(self, document: Any, as_json: bool, text: str) -> None:
+        """Prints `document` as JSON, moments in ISO 8601, or `text`."""
+        self.stdout.write(json.dumps(document, ensure_ascii=False, default=_plain) if as_json else text)
+
+    def fail(self, text: str, **error: object) -> NoReturn:
+        """Ends the command with 1: it was understood, and did not work."""
+        self._end(text, error, returncode=1)
+
+    def usage(self, text: str, **error: object) -> NoReturn:
+        """Ends the command with 2: what was asked is not something it can do."""
+        self._end(text, error, returncode=2)
+
+    def _end(self, text: str, error: Mapping[str, object], *, returncode: int) -> NoReturn:
+        if self.is_json:
+            self.answer({"error": {"field": "", "reason": text, "remedy": ""} | error}, True, "")
+        remedy = error.get("remedy")
+        sentence = f"{text} {remedy}" if remedy and str(remedy) not in text else text
+        raise CommandError(sentence, returncode=returncode) from None
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
