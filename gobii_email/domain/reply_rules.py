@@ -2,8 +2,9 @@
 
 Data only, first match wins; the last rows are the general rule by stage. A row without a reaction
 follows the code's first digit. Patterns run on hostile text: they have no nested repetition, and
-every gap in them is bounded. Each row names where it comes from; "seen" means the wording is widely
-quoted but was not checked against a page of the vendor. Checked 2025-11.
+every gap in them is bounded. Each row names where it comes from: a page where the vendor describes
+the code, a standard, or "seen" for wordings widely quoted. Wordings are general knowledge of 2026-11,
+not checked one by one against those pages.
 """
 
 import re
@@ -120,7 +121,10 @@ _QUARTER = timedelta(minutes=15)
 _CONFIG, _AUTH = AccountState.CONFIG_NEEDED, AccountState.AUTH_NEEDED
 _BLOCKED, _QUOTA, _LIMITED = AccountState.BLOCKED, AccountState.QUOTA, AccountState.LIMITED
 
-_REPUTATION = r"dnsbl|\brbl|\w+rbl\b|spamhaus|spamcop|barracuda|sorbs|block ?list|blacklist|black list|deny ?list|denylisted"
+_REPUTATION = (
+    r"dnsbl|\brbl|\w+rbl\b|spamhaus|spamcop|barracuda|sorbs|block ?list|blacklist"
+    r"|black list|deny ?list|denylisted"
+)
 _SENDER_POLICY = rf"\bspf\b|dkim|dmarc|domainkeys|spoof|{_REPUTATION}|\bspam\b|reputation|\bptr\b|reverse dns"
 
 _GREYLISTED = (
@@ -195,11 +199,13 @@ _SENDING_STOPPED = (
             r"(outgoing|outbound)s? (blocked|suspended|disabled)",
             r"(outgoing|outbound) (e?-?mails?|sending|smtp) .{0,60}(blocked|suspended|disabled)",
             r"\bdomain \S{1,80} is disabled",
-            r"(your|sender|sending|sender's|smtp|customer|authenticated) (e-?mail |mail |user )?(account|user|mailbox)"
+            r"(your|sender|sending|sender's|smtp|customer|authenticated) (e-?mail |mail "
+            r"|user )?(account|user|mailbox)"
             r".{0,60}(suspended|disabled|blocked|locked|banned|restricted|deactivated|under review|terminated"
             r"|not (yet )?(been )?activated)",
             r"account (is |has been |was )?(temporarily |currently )?"
-            r"(suspended|blocked|disabled|locked) (for|due to|because of) .{0,30}(spam|abuse|policy|violation|fraud)",
+            r"(suspended|blocked|disabled|locked) (for|due to|because of) .{0,30}(spam|abuse"
+            r"|policy|violation|fraud)",
             r"suspended for (spam|abuse)",
             r"user (is )?(suspended|blocked) for",
             r"for this account.{0,20}(paused|suspended)",
@@ -322,7 +328,8 @@ _SIGN_IN = (
             r"need.{0,20}\bauth\b",
             "turn on smtp auth",
             "without authentication",
-            r"unauthenticated (senders?|users?|mail|connections?)( is| are)? not (allowed|permitted|accepted)",
+            r"unauthenticated (senders?|users?|mail|connections?)( is| are)? not (allowed"
+            r"|permitted|accepted)",
             "smtp authentication required",
         ),
         unless=_any(r"resolver\.", "group", "restricted", "gmail requires", _SENDER_POLICY),
@@ -397,7 +404,8 @@ _SIGN_IN = (
 _SENDER_NOT_OURS = (
     _held(
         "sender-rejected",
-        "Postfix reject_sender_login_mismatch, Exim sender verify; seen: Yandex, QQ, GMX, Zoho, Fastmail, SES, SendGrid",
+        "Postfix reject_sender_login_mismatch, Exim sender verify; seen: Yandex, QQ, GMX,"
+        " Zoho, Fastmail, SES, SendGrid",
         _CONFIG,
         text=_any(
             "not owned by",
@@ -407,7 +415,8 @@ _SENDER_NOT_OURS = (
             r"not authori[sz]ed to (send|use).{0,60}\b(from|as|behalf|this sender)\b",
             r"(not allowed|not permitted) to (send|use).{0,40}\b(from|as|behalf|this sender)\b",
             r"mail ?from.{0,30}(must|should|not|does).{0,20}(same|equal|match)",
-            r"\bfrom\W{0,3}(header |e-?mail )?(address|header).{0,60}(not |n't |not a )(match|verified|allowed|authori[sz]ed"
+            r"\bfrom\W{0,3}(header |e-?mail )?(address|header).{0,60}(not |n't |not a )(match"
+            r"|verified|allowed|authori[sz]ed"
             r"|one of|confirmed|belong|permitted|valid)",
             r"(match|same as|equal).{0,20}(auth(enticated|entication|orization|orized)?|login|logged)",
             r"sender (mismatch|address mismatch|login mismatch)",
@@ -485,7 +494,8 @@ _NOT_A_PACE = (
         "mailbox-full",
         "seen: Gmail, Yahoo, Dovecot, Exim, Courier, Orange",
         text=_any(
-            r"(mail ?box|mail ?folder|in ?box|maildir|account|mail ?drop).{0,40}\b(is full|full|over ?quota|exceeded"
+            r"(mail ?box|mail ?folder|in ?box|maildir|account|mail ?drop).{0,40}\b(is full|full"
+            r"|over ?quota|exceeded"
             r" (its|the|their) (storage|quota|size))",
             r"over ?quota",
             r"out of storage",
@@ -535,9 +545,11 @@ _NOT_A_PACE = (
         "size",
         "RFC 1870; seen: all",
         text=_any(
-            r"(message|mail|e-?mail|content|data|attachment|header|file) ?(size)?( is)? (too|to) (large|big|long)\b",
+            r"(message|mail|e-?mail|content|data|attachment|header|file) ?(size)?( is)? (too"
+            r"|to) (large|big|long)\b",
             r"\bsize.{0,40}(exceed|limit|larger|maximum|too)",
-            r"(exceed|larger|bigger|greater|over).{0,60}(\bsize\b|databytes|maximum message|mb limit|max(imum)? (size|length))",
+            r"(exceed|larger|bigger|greater|over).{0,60}(\bsize\b|databytes|maximum message"
+            r"|mb limit|max(imum)? (size|length))",
             r"too (large|big)\b",
         ),
         unless=_any("too many", "recipients"),
@@ -656,7 +668,8 @@ _LIMITS = (
         f"{_SES}; {_GOOGLE}; seen: GoDaddy, cPanel, Rackspace, Yahoo, GMX",
         text=_any(
             r"\bdaily\b.{0,60}(limit|quota|exceed|maximum)",
-            r"(limit|quota|exceed|maximum|reached).{0,60}(\bdaily\b|per day|a day|today|\b24[ -]?h|per (calendar )?month|monthly)",
+            r"(limit|quota|exceed|maximum|reached).{0,60}(\bdaily\b|per day|a day|today|\b24[ -]?h"
+            r"|per (calendar )?month|monthly)",
             r"(message|e-?mail|sending|send|relay|outgoing|outbound|submission|account|smtp|recipient) quota",
             r"quota (has been |is |was )?(exceed|reached|used|will reset)",
             r"(exceed|reach|over).{0,40}\bquota",
@@ -669,18 +682,21 @@ _LIMITS = (
     ),
     _slower(
         "rate-limit",
-        "seen: Postfix anvil, Exim ratelimit, rspamd, Proofpoint, Outlook.com RP-001, Comcast, Orange, GMX, QQ, Yahoo TSS04",
+        "seen: Postfix anvil, Exim ratelimit, rspamd, Proofpoint, Outlook.com RP-001,"
+        " Comcast, Orange, GMX, QQ, Yahoo TSS04",
         text=_any(
             r"rate[ -]?(limit|control)",
             "throttl",
             r"frequency limited",
             r"(frequency|rate) (is )?(limit|exceed|too|control)",
             r"too much mail",
-            r"too many (messages|mails|e-?mails|requests|recipients|new tls|deliveries|transactions|submissions|sends"
+            r"too many (messages|mails|e-?mails|requests|recipients|new tls|deliveries"
+            r"|transactions|submissions|sends"
             r"|login|envelopes|attempts)",
             r"too (fast|quickly|frequent|often)",
             r"slow(er| down|ing down)\b",
-            r"(send|sending|message|mail|e-?mail|hourly|submission|outgoing|outbound|delivery|recipient|hour|minute|user)"
+            r"(send|sending|message|mail|e-?mail|hourly|submission|outgoing|outbound|delivery"
+            r"|recipient|hour|minute|user)"
             r"s?( rate)? limit",
             r"limit(s|ed)? (has been |was |is |have been )?(exceeded|reached)",
             r"exceed(ed|s|ing)?.{0,60}\b(limits?|rate|allowed|permitted|threshold)\b",
@@ -836,7 +852,8 @@ _NAMED = (
         "mailbox-disabled",
         "seen: Gmail 5.2.1, Yahoo, Comcast, Orange, Exchange",
         text=_any(
-            r"(account|mailbox|user|recipient|compte).{0,50}(disabled|closed|suspended|inactive|blocked|bloque|deactivated|discontinued"
+            r"(account|mailbox|user|recipient|compte).{0,50}(disabled|closed|suspended|inactive"
+            r"|blocked|bloque|deactivated|discontinued"
             r"|not active|expired|locked)"
         ),
     ),

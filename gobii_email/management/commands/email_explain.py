@@ -104,21 +104,24 @@ def explain(stage: Stage, text: str) -> Explained:
     return Explained(stage, reply, read_reply(stage, reply))
 
 
+class UnreadableRow(Exception):
+    """An NDJSON row that cannot be explained; its text says why."""
+
+
 def _explain_row(line: str) -> Explained:
-    """The reading of one NDJSON row; ValueError says what is wrong with it."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        raise ValueError("not a JSON object; write one row a line") from None
+        raise UnreadableRow("not a JSON object; write one row a line") from None
     if not isinstance(row, dict):
-        raise ValueError('not a JSON object; write {"stage": "rcpt", "reply": "550 5.1.1 …"}')
+        raise UnreadableRow('not a JSON object; write {"stage": "rcpt", "reply": "550 5.1.1 …"}')
     for name in ("stage", "reply"):
         if not isinstance(row.get(name), str):
-            raise ValueError(f"{name!r} is missing or not a text")
+            raise UnreadableRow(f"{name!r} is missing or not a text")
     try:
         return explain(stage_named(row["stage"]), row["reply"])
-    except ArgumentTypeError as wrong_stage:
-        raise ValueError(str(wrong_stage)) from None
+    except (ValueError, ArgumentTypeError) as wrong:
+        raise UnreadableRow(str(wrong)) from None
 
 
 def answers(lines: IO[str]) -> Iterator[tuple[str, bool]]:
@@ -128,13 +131,14 @@ def answers(lines: IO[str]) -> Iterator[tuple[str, bool]]:
             continue
         try:
             yield _explain_row(line).as_json(), True
-        except ValueError as error:
+        except UnreadableRow as error:
             yield json.dumps({"error": str(error)}, ensure_ascii=False), False
 
 
 class Command(BaseCommand):
     help = "Shows how the system reads what a mail server says."
-    requires_system_checks: list[str] = []
+    requires_system_checks = ()
+    stealth_options = ("stdin",)
 
     def add_arguments(self, parser: CommandParser) -> None:
         subjects = parser.add_subparsers(dest="subject", required=True, metavar="reply")
