@@ -16,8 +16,8 @@ from gobii_email.domain.invalid_mail import InvalidMail
 MAX_FILENAME_CHARACTERS = 200
 
 _CONTENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,199}\Z")
-_TOKEN = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
-_CONTENT_TYPE = re.compile(rf"\s*({_TOKEN})/({_TOKEN})\s*(?:;[ -~]*)?\Z", re.ASCII)
+_NAME = r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
+_CONTENT_TYPE = re.compile(rf"\s*({_NAME})/({_NAME})\s*(?:;[ -~]*)?\Z", re.ASCII)
 _CHARSET = re.compile(r";\s*charset=\"?([A-Za-z0-9._-]{1,40})\"?\s*(?:;|\Z)", re.ASCII | re.IGNORECASE)
 # A reference is quoted, in CSS parentheses, or a bare attribute value.
 _REFERENCE = re.compile(

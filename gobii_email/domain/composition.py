@@ -149,7 +149,7 @@ def _checked_id(text: str, field_name: str) -> str:
 
 
 def _clean_body(body: str) -> str:
-    """`body` with CRLF line ends and without what no mail may contain: NUL, other controls, half characters."""
+    """`body` with CRLF line ends, without NUL and other controls, without half characters."""
     body = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "", body)
     body = body.encode("utf-8", "replace").decode("utf-8")
     return re.sub(r"\r\n|\r|\n", "\r\n", body)
@@ -197,7 +197,7 @@ _WIRE = _WirePolicy(linesep="\r\n", cte_type="7bit", max_line_length=None)
 
 
 def _content(parts: MailParts) -> EmailMessage:
-    """The MIME tree: mixed(alternative(text, related(html, inline images)), attachments), as far as needed."""
+    """The MIME tree, as far as needed: mixed(alternative(text, related(html, inline images)), files)."""
     inline = [attachment for attachment in parts.attachments if attachment.is_inline]
     attached = [attachment for attachment in parts.attachments if not attachment.is_inline]
     body = _text_part("plain", parts.text)

@@ -18,7 +18,10 @@ _BLOCK_TAGS = (
     "address|article|aside|blockquote|body|center|dd|div|dl|dt|fieldset|figcaption|figure|footer|form|h[1-6]|head|"
     "header|html|li|main|nav|ol|p|pre|section|style|table|tbody|td|tfoot|th|thead|tr|ul"
 )
-_INLINE_TAGS = "a|abbr|b|big|br|cite|code|del|em|font|hr|i|img|ins|kbd|mark|q|s|samp|small|span|strike|strong|sub|sup|tt|u"
+_INLINE_TAGS = (
+    "a|abbr|b|big|br|cite|code|del|em|font|hr|i|img|ins|kbd|mark|q|s|samp|small|span|strike|strong|sub|sup|"
+    "tt|u"
+)
 _BLOCK_TAG = re.compile(rf"</?(?:{_BLOCK_TAGS})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 _ANY_TAG = re.compile(rf"</?(?:{_BLOCK_TAGS}|{_INLINE_TAGS})(?:\s[^<>]*)?/?>", re.IGNORECASE)
 # What no mail may run or load: shown as the text it is.
@@ -27,8 +30,8 @@ _RULE = re.compile(r"<hr\b[^<>]*>", re.IGNORECASE)
 _PAGE_HEAD = re.compile(r"<title\b[^<>]*>[^<]*</title\s*>|<(?:meta|link|base)\b[^<>]*>", re.IGNORECASE)
 _PAGE_TAG = re.compile(r"<!doctype\b[^<>]*>|</?(?:html|head|body)\b[^<>]*>", re.IGNORECASE)
 _MARKDOWN_BLOCK = re.compile(
-    r"^ {0,3}(?:\#{1,6}[ \t]+\S|[-*+][ \t]+\S|\d{1,9}[.)][ \t]+\S|>[ \t]?\S|```|~~~|(?:-{3,}|\*{3,}|_{3,})[ \t]*$"
-    r"|\|?[ \t]*:?-+:?[ \t]*\|[-|: \t]*$)",
+    r"^ {0,3}(?:\#{1,6}[ \t]+\S|[-*+][ \t]+\S|\d{1,9}[.)][ \t]+\S|>[ \t]?\S|```|~~~"
+    r"|(?:-{3,}|\*{3,}|_{3,})[ \t]*$|\|?[ \t]*:?-+:?[ \t]*\|[-|: \t]*$)",
     re.MULTILINE,
 )
 _LIST_LINE = re.compile(r"^[ \t]*(?:[-*+]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
@@ -74,9 +77,9 @@ def convert_body_to_html_and_plaintext(body: str, *, emit_logs: bool = True) -> 
 
 
 def decode_escapes(text: str) -> str:
-    r"""`text` with written-out `\uXXXX` and `\UXXXXXXXX` decoded, surrogate pairs joined, for bodies and subjects.
+    r"""`text`, a body or a subject, with written-out `\uXXXX` and `\UXXXXXXXX` decoded.
 
-    Half a pair becomes U+FFFD.
+    Surrogate pairs are joined; half a pair becomes U+FFFD.
     """
     decoded = re.sub(r"\\{1,2}u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
     decoded = re.sub(
@@ -126,7 +129,7 @@ def _html_from_markdown(text: str) -> str:
 
 @cache
 def _markdown() -> MarkdownIt:
-    """CommonMark with tables and strikethrough; indented text is no code, and dashes below a line no heading."""
+    """CommonMark with tables and strikethrough; indentation makes no code, dashes below a line no heading."""
     parser = MarkdownIt("commonmark", {"breaks": True, "html": True}).enable(["table", "strikethrough"])
     return parser.disable(["code", "lheading", "html_block", "reference"])
 
@@ -164,7 +167,7 @@ def _repaired_run(run: str, *, is_top: bool) -> str:
     text = cleandoc(run)
     if not text:
         return run
-    is_document = "\n" in text and "<br" not in text.lower() or bool(_MARKDOWN_BLOCK.search(text))
+    is_document = ("\n" in text and "<br" not in text.lower()) or bool(_MARKDOWN_BLOCK.search(text))
     if is_document if is_top else len(_LIST_LINE.findall(text)) >= 2:
         return f"\n{_html_from_markdown(text)}\n"
     return _repaired_inline(run)

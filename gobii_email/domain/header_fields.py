@@ -71,7 +71,7 @@ def encode_mailbox(name: str, address: str) -> str:
 
 def encode_parameter(name: str, value: str) -> str:
     """`; name=value` for a Content-Type or Content-Disposition, in RFC 2231 form where it must be."""
-    if _is_plain(value) and len(value) <= 60 and not set(value) & set('"\\'):
+    if _is_plain(value) and not set(value) & set('"\\'):
         return f';{_FOLD}{name}="{value}"'
     pieces = _chunks(("utf-8''", *(quote(character, safe="") for character in value)), "", longest=55)
     if len(pieces) == 1:
@@ -143,7 +143,7 @@ def _decoded_word(found: re.Match[str]) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether `text` can stand in a field as it is: printable ASCII, nothing like an encoded word, foldable."""
+    """Whether `text` can stand as it is: printable ASCII, nothing like an encoded word, foldable."""
     return (
         text.isascii()
         and text.isprintable()

@@ -62,7 +62,7 @@ _LISTS = frozenset(("ul", "ol"))
 
 
 def html_to_plaintext(html: str) -> str:
-    """The text of `html`; "" when it has none. Links read `text (target)`, list items start with "- " or "1. "."""
+    """The text of `html`, or "": links read `text (target)`, list items start with "- " or "1. "."""
     reader = _Reader()
     reader.feed(_UNCLOSED.sub("&lt;", _COMMENT.sub("", html)))
     reader.close()

@@ -103,6 +103,13 @@ ROWS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...], tu
         ("Hello",),
         (),
     ),
+    "indented_markdown_lines_are_no_code_blocks": (
+        "**Plan**\n\n    first we rest",
+        ("<strong>Plan</strong>", "<p>first we rest</p>"),
+        ("<code", "<pre"),
+        ("first we rest",),
+        (),
+    ),
     "pre_keeps_its_indentation": (
         "<p>x</p><pre>def f():\n    return **kw</pre>",
         ("def f():\n    return **kw",),
@@ -233,7 +240,10 @@ ROWS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...], tu
         (),
     ),
     "a_whole_page_becomes_a_fragment_that_keeps_its_style": (
-        "<!doctype html><html><head><title>T</title><style>p{color:red}</style></head><body><p>hi</p></body></html>",
+        (
+            "<!doctype html><html><head><title>T</title><style>p{color:red}</style></head>"
+            "<body><p>hi</p></body></html>"
+        ),
         ("<style>p{color:red}</style>", "<p>hi</p>"),
         ("<html", "<body", "<title", "doctype"),
         ("hi",),
@@ -243,7 +253,8 @@ ROWS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...], tu
     "strikethrough_is_rendered": ("~~old~~ new", ("<s>old</s>",), ("~",), ("old new",), ()),
     "a_real_sample_has_no_escapes_left": (
         (
-            "<div><p>**Morning brief** \\u2014 3 items</p>\n\n\\u2022 **AAPL**: \\u201cup\\u201d 2%\n\\u2022 _MSFT_: flat "
+            "<div><p>**Morning brief** \\u2014 3 items</p>\n\n\\u2022 **AAPL**: \\u201cup\\u201d 2%\n"
+            "\\u2022 _MSFT_: flat "
             "<a href='https://x.example/q?a=b_c_d'>source</a>\n\nRegards\\u2026</div>"
         ),
         (
@@ -312,7 +323,10 @@ def test_escapes_in_subjects_are_decoded(text: str, expected: str) -> None:
     ("html", "expected"),
     [
         ("<p>Hello <b>you</b></p>", "Hello you"),
-        ("<ul><li>a<ul><li>b</li></ul></li><li>c</li></ul><ol><li>x<br>y</li><li>z</li></ol>", "- a\n  - b\n- c\n\n1. x\n  y\n2. z"),
+        (
+            "<ul><li>a<ul><li>b</li></ul></li><li>c</li></ul><ol><li>x<br>y</li><li>z</li></ol>",
+            "- a\n  - b\n- c\n\n1. x\n  y\n2. z",
+        ),
         ("<table><tr><th>A</th><th>B</th></tr><tr><td>1</td><td>2</td></tr></table>", "A  B\n1  2"),
         ("<a href='mailto:a@x.example'>a@x.example</a> <a href='#top'>up</a>", "a@x.example up"),
         ("<a href='https://x.example'><img src='cid:1' alt='Logo'></a>", "[Logo] (https://x.example)"),
@@ -321,18 +335,36 @@ def test_escapes_in_subjects_are_decoded(text: str, expected: str) -> None:
         ("a<blockquote><p>q</p><p>r</p></blockquote>b", "a\n\n> q\n>\n> r\n\nb"),
         ("x<!-- no --><style>p{}</style><script>no()</script>&amp;&nbsp;y", "x&\xa0y"),
     ],
-    ids=["paragraph", "lists", "table", "mail_link", "image_link", "empty", "malformed", "quote", "invisible_parts"],
-)  # fmt: skip
+    ids=[
+        "paragraph",
+        "lists",
+        "table",
+        "mail_link",
+        "image_link",
+        "empty",
+        "malformed",
+        "quote",
+        "invisible_parts",
+    ],
+)
 def test_html_reads_as_text(html: str, expected: str) -> None:
     assert html_to_plaintext(html) == expected
 
 
 @pytest.mark.parametrize(
     "body",
-    ["<p>" + "<pre " * 20_000, "<p><!--" * 20_000, "a" + " " * 50_000 + "b **c**", "[" * 50_000, "**a " * 20_000,
-     "<p>" + "</a" * 20_000, "__a" * 20_000, "- " * 10_000],
+    [
+        "<p>" + "<pre " * 20_000,
+        "<p><!--" * 20_000,
+        "a" + " " * 50_000 + "b **c**",
+        "[" * 50_000,
+        "**a " * 20_000,
+        "<p>" + "</a" * 20_000,
+        "__a" * 20_000,
+        "- " * 10_000,
+    ],
     ids=["open_tags", "comments", "blanks", "brackets", "stars", "end_tags", "underscores", "markers"],
-)  # fmt: skip
+)
 def test_no_body_takes_long_to_convert(body: str) -> None:
     started = time.process_time()
     convert_body_to_html_and_plaintext(body)

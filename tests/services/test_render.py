@@ -1,7 +1,9 @@
 """What a reader sees: a page with its styles inline that fetches nothing, and the same as text."""
 
 import re
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import django
 import pytest
@@ -9,7 +11,7 @@ from django.conf import settings
 from django.test import override_settings
 
 from gobii_email.domain.invalid_mail import InvalidMail
-from gobii_email.services.render import MAX_BODY_CHARACTERS, render_mail_body
+from gobii_email.services.render import MAX_BODY_CHARACTERS, TEMPLATE, render_mail_body
 
 if not settings.configured:  # run alone, without the suite's settings
     settings.configure(
@@ -38,9 +40,21 @@ def test_the_page_itself_loads_nothing() -> None:
     assert not re.search(r"src=|https?:|url\(|@import|<link|<script", page)
 
 
-def test_no_remote_style_sheet_is_fetched() -> None:
-    body = '<link rel="stylesheet" href="http://127.0.0.1:9/x.css"><p>hi</p>'
-    assert "127.0.0.1" not in render_mail_body(body, subject="s").html
+def test_no_remote_style_sheet_is_fetched(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        link = f'<link rel="stylesheet" href="http://127.0.0.1:{server.server_port}/x.css">'
+        with template_in(tmp_path, link + "{{ body_html }}"):
+            assert "hi" in render_mail_body(f"{link}<p>hi</p>", subject="s").html
+        server.shutdown()
+    assert asked == []
 
 
 def test_a_picture_reference_survives() -> None:
@@ -60,14 +74,16 @@ def test_a_body_beyond_all_measure_is_refused() -> None:
 
 
 def test_a_host_project_may_bring_its_own_template(tmp_path: Path) -> None:
-    (tmp_path / "emails").mkdir()
-    (tmp_path / "emails" / "persistent_agent_email.html").write_text(
-        "<style>p{color:blue}</style>OURS {{ body_html }}"
-    )
+    with template_in(tmp_path, "<style>p{color:blue}</style>OURS {{ body_html }}"):
+        assert 'OURS <p style="color: blue;">hi</p>' in render_mail_body("hi", subject="s").html
+
+
+def template_in(directory: Path, source: str) -> override_settings:
+    (directory / "emails").mkdir()
+    (directory / TEMPLATE).write_text(source)
     engine = {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
-        "DIRS": [str(tmp_path)],
+        "DIRS": [str(directory)],
         "APP_DIRS": True,
     }
-    with override_settings(TEMPLATES=[engine]):
-        assert 'OURS <p style="color: blue;">hi</p>' in render_mail_body("hi", subject="s").html
+    return override_settings(TEMPLATES=[engine])
