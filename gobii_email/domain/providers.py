@@ -1,7 +1,8 @@
 """What is known about mail providers: hosts, ways to sign in, limits, habits.
 
 The facts are data, in providers.toml beside this file, each with its source and, where a page
-was looked at, the day. An operator's own settings win over them; for an unknown provider the caller's defaults hold.
+was looked at, the day. An operator's own settings win over them; for an unknown provider the
+caller's defaults hold.
 """
 
 import tomllib

@@ -4,6 +4,8 @@ Wordings follow the vendors' pages and the manuals of the servers; hosts and add
 Each row: stage, reply, reaction. The verdict is the first digit's.
 """
 
+# ruff: noqa: E501 (a reply stays on one line)
+
 RETRY, GIVE_UP, HOLD, SLOW = "retry", "give_up", "hold_account", "slow_down"
 
 SAMPLES: tuple[tuple[str, str, str], ...] = (
