@@ -54,8 +54,11 @@ def transport(provider: Provider) -> MailTransport:
     return SimulationTransport()
 
 
+_MADE_ONCE = (doorbell, smtp_transport, limiter)
+
+
 def _forget(**_: object) -> None:
-    for made in (doorbell, smtp_transport, limiter):
+    for made in _MADE_ONCE:
         made.cache_clear()
 
 

@@ -6,6 +6,7 @@ single reply is left to classification, the writing down to services/settle.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from gobii_email.domain.classification import Reading, Verdict, read_loss, read_reply
 from gobii_email.domain.lifecycle import Move, RecipientStatus
@@ -23,12 +24,16 @@ class RecipientJudgement:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """`reading` speaks for the attempt; `hold` is the reading that asks to hold the account, if any does."""
+    """`reading` speaks for the attempt; `hold` is the reading that asks to hold the account, if any does.
+
+    `retry_after` is the longest wait that an answer asked for.
+    """
 
     move: Move
     reading: Reading
     recipients: Mapping[str, RecipientJudgement]
     hold: Reading | None
+    retry_after: timedelta | None = None
 
     @property
     def to_retry(self) -> tuple[str, ...]:
@@ -61,6 +66,7 @@ def judge(outcome: Outcome, addresses: Sequence[str]) -> Judgement:
         reading=reading,
         recipients=recipients,
         hold=next((found for found in readings if found.hold is not None), None),
+        retry_after=max((found.retry_after for found in readings if found.retry_after), default=None),
     )
 
 

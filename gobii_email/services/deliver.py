@@ -52,7 +52,7 @@ def deliver(attempt_id: str, *, owner: str) -> str:
     wait = _asked_to_wait(attempt, provider, now)
     if wait is not None:
         return postpone(attempt, "limited", wait.reason, wait.until, now)
-    lease = Lease(attempt.pk, attempt.lease_token, config().lease, longest=longest_send(attempt))
+    lease = Lease(attempt, config().lease, longest=longest_send(attempt))
     keeper.keep(lease)
     try:
         outcome = hand_over(attempt, provider, lease)

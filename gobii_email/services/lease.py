@@ -12,9 +12,10 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from django.db import DatabaseError, connection
+from django.db.models import Exists, QuerySet
 from django.utils import timezone
 
-from gobii_email.domain.lifecycle import MessageStatus
+from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.models import OutboundMessageAttempt, PersistentAgentMessage
 from gobii_email.ports import LeaseLost
@@ -33,20 +34,17 @@ class Lease:
 
     def __init__(
         self,
-        attempt_id: uuid.UUID,
-        token: uuid.UUID,
+        attempt: OutboundMessageAttempt,
         length: timedelta,
         *,
         longest: timedelta,
         clock: Callable[[], datetime] = timezone.now,
     ) -> None:
-        self.attempt_id = attempt_id
-        self.token = token
+        self.attempt = attempt
         self.length = length
         self.clock = clock
         self.ends_for_good_at = clock() + longest
         self.stage: Stage | None = None
-        self.is_marked = False
 
     def reached(self, stage: Stage) -> None:
         """Notes the stage; before the first one the message becomes `sending`, which rescue goes by."""
@@ -55,34 +53,35 @@ class Lease:
             raise LeaseLost
 
     def _announce(self) -> bool:
-        ours = OutboundMessageAttempt.objects.held_by(self.attempt_id, self.token)
-        message = PersistentAgentMessage.objects.filter(attempts__in=ours)
-        try:
-            return bool(message.update(latest_status=MessageStatus.SENDING))
-        finally:
-            release_connection()
+        message = PersistentAgentMessage.objects.filter(Exists(self._row()), pk=self.attempt.message_id)
+        return _is_written(lambda: message.update(latest_status=MessageStatus.SENDING))
 
     def mark(self) -> None:
         """Commits, on its own, that the server may from now on have the message."""
         now = self.clock()
-        held = OutboundMessageAttempt.objects.held_by(self.attempt_id, self.token)
-        try:
-            is_ours = held.update(due_at=now + self.length, stage=Stage.DOT, marked_at=now)
-        except DatabaseError as problem:
-            logger.error("smtp.mark.failed", extra={"attempt_id": str(self.attempt_id)})
-            raise LeaseLost from problem
-        finally:
-            release_connection()
-        if not is_ours:
+        if not _is_written(lambda: self._row().update(due_at=now + self.length, stage=Stage.DOT, marked_at=now)):
             raise LeaseLost
-        self.is_marked = True
+
+    def _row(self) -> QuerySet[OutboundMessageAttempt]:
+        return OutboundMessageAttempt.objects.held_by(self.attempt.pk, self.attempt.lease_token)
+
+
+def _is_written(write: Callable[[], int]) -> bool:
+    """Whether a row was written and committed. A database that is away counts as no: then nothing is sent."""
+    try:
+        return bool(write())
+    except DatabaseError:
+        logger.exception("lease.write.failed")
+        return False
+    finally:
+        release_connection()
 
 
 class LeaseKeeper:
     """Renews the leases of this process until each is let go, in a thread that starts when first needed."""
 
     def __init__(self) -> None:
-        self._leases: dict[uuid.UUID, Lease] = {}
+        self._leases: dict[uuid.UUID | None, Lease] = {}
         self._changed = threading.Condition()
         self._process = 0
 
@@ -92,12 +91,12 @@ class LeaseKeeper:
                 self._process = os.getpid()
                 self._leases.clear()
                 threading.Thread(target=self._run, name="lease-keeper", daemon=True).start()
-            self._leases[lease.token] = lease
+            self._leases[lease.attempt.lease_token] = lease
             self._changed.notify()
 
     def let_go(self, lease: Lease) -> None:
         with self._changed:
-            self._leases.pop(lease.token, None)
+            self._leases.pop(lease.attempt.lease_token, None)
 
     def renew(self) -> int:
         """Renews all leases kept now, in one statement a length; answers how many rows were renewed."""
@@ -106,9 +105,12 @@ class LeaseKeeper:
             leases = [lease for lease in self._leases.values() if lease.ends_for_good_at > now]
         renewed = 0
         for length in {lease.length for lease in leases}:
-            tokens = [lease.token for lease in leases if lease.length == length]
-            ids = [lease.attempt_id for lease in leases if lease.length == length]
-            rows = OutboundMessageAttempt.objects.filter(pk__in=ids, status="sending", lease_token__in=tokens)
+            attempts = [lease.attempt for lease in leases if lease.length == length]
+            rows = OutboundMessageAttempt.objects.filter(
+                pk__in=[attempt.pk for attempt in attempts],
+                lease_token__in=[attempt.lease_token for attempt in attempts],
+                status=AttemptStatus.SENDING,
+            )
             renewed += rows.update(due_at=now + length)
         return renewed
 

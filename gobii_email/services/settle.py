@@ -98,7 +98,7 @@ def _following(attempt: OutboundMessageAttempt, judgement: Judgement, now: datet
         until = hold.ends_at(judgement.hold, now)
         due_at = min(until or expires_at, expires_at)
         return Next(now, due_at, held_code=str(judgement.hold.hold), held_reason=judgement.hold.advice)
-    at = next_attempt_at(attempt, now, judgement.reading.retry_after)
+    at = next_attempt_at(attempt, now, judgement.retry_after)
     return None if at is None else Next(not_before=at, due_at=at)
 
 

@@ -1,0 +1,108 @@
+"""What many tests need: a trusted authority, a real submission server, an agent with a tested mailbox."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from gobii_email import wiring
+from gobii_email.conf import config
+from gobii_email.models import (
+    AgentEmailAccount,
+    OutboundMessageAttempt,
+    PersistentAgent,
+    PersistentAgentCommsEndpoint,
+)
+from gobii_email.testing.certificates import ThrowAwayAuthority
+from gobii_email.testing.smtp_server import ScriptedSmtpServer
+
+PASSWORD = "pässwörd-S3cret"
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowAwayAuthority]:
+    """Trusted, beside the system's own, while the session lasts."""
+    made = ThrowAwayAuthority(tmp_path_factory.mktemp("authority"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(made.ca_file))
+        yield made
+
+
+@pytest.fixture
+def smtp_server(authority: ThrowAwayAuthority) -> Iterator[ScriptedSmtpServer]:
+    """A submission server with STARTTLS and AUTH that keeps what it accepts."""
+    with ScriptedSmtpServer(
+        tls=authority.good("localhost", "127.0.0.1"), users={"agent@sender.example": PASSWORD}
+    ) as server:
+        yield server
+
+
+class RecordingDoorbell:
+    """Rings nobody; keeps the ids."""
+
+    def __init__(self) -> None:
+        self.rung: list[str] = []
+
+    def ring(self, attempt_ids: Any) -> bool:
+        self.rung += attempt_ids
+        return True
+
+
+@pytest.fixture
+def doorbell(monkeypatch: pytest.MonkeyPatch) -> RecordingDoorbell:
+    made = RecordingDoorbell()
+    monkeypatch.setattr(wiring, "doorbell", lambda: made)
+    return made
+
+
+@pytest.fixture
+def agent(db: None) -> PersistentAgent:
+    return PersistentAgent.objects.create(name="Ada Agent")
+
+
+@pytest.fixture
+def endpoint(agent: PersistentAgent) -> PersistentAgentCommsEndpoint:
+    return PersistentAgentCommsEndpoint.objects.create(
+        owner_agent=agent, channel="email", address="agent@sender.example"
+    )
+
+
+def connect(endpoint: PersistentAgentCommsEndpoint, port: int, **values: Any) -> AgentEmailAccount:
+    """An account of `endpoint` at the local server's `port`, tested and enabled."""
+    settings = {"smtp_host": "localhost", "smtp_security": "starttls", "smtp_auth": "plain"} | values
+    account = AgentEmailAccount(endpoint=endpoint, smtp_port=port, **settings)
+    if account.smtp_auth != "none":
+        account.smtp_username = account.smtp_username or endpoint.address
+        account.set_smtp_password(PASSWORD)
+    account.smtp_tested_fingerprint = account.smtp_fingerprint()
+    account.is_outbound_enabled = True
+    account.full_clean()
+    account.save()
+    return account
+
+
+@pytest.fixture
+def account(
+    endpoint: PersistentAgentCommsEndpoint, smtp_server: ScriptedSmtpServer, settings: Any
+) -> AgentEmailAccount:
+    settings.BYO_EMAIL_ALLOWED_PORTS = str(smtp_server.port)
+    return connect(endpoint, smtp_server.port)
+
+
+@pytest.fixture
+def deliver_all(db: None) -> Callable[[], list[str]]:
+    """Sends everything that is queued and due, as a worker would; answers the outcomes."""
+    from gobii_email.services.deliver import deliver
+
+    def act() -> list[str]:
+        queued = OutboundMessageAttempt.objects.filter(status="queued").order_by("queued_at")
+        return [deliver(str(attempt.pk), owner="test") for attempt in queued]
+
+    return act
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings() -> Iterator[None]:
+    """Settings read from a changed environment do not outlive a test."""
+    yield
+    config.cache_clear()
