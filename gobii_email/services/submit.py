@@ -122,7 +122,7 @@ def submit(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:
     first attempt of each draft, in order.
     """
     now = timezone.now()
-    frozen = [_freeze(draft, now) for draft in drafts]
+    frozen = [freeze(draft, now) for draft in drafts]
     with transaction.atomic():
         attempts = _write(drafts, frozen, now)
         due = [str(attempt.pk) for attempt in attempts if attempt.not_before <= now]
@@ -146,10 +146,12 @@ def submitted_under(
     if first is None:
         return None
     if first.content_hash != mail.content_hash():
-        raise IdempotencyConflict(
-            f"idempotency_key {key!r} was used for another message ({first.pk}); use a new key for new content."
-        )
+        raise reused_key(key, f"another message ({first.pk})")
     return already_submitted(first)
+
+
+def reused_key(key: str, by: str) -> IdempotencyConflict:
+    return IdempotencyConflict(f"idempotency_key {key!r} was used for {by}; use a new key for new content.")
 
 
 def check_options(options: Options, now: datetime) -> None:
@@ -246,7 +248,8 @@ class Frozen:
     text: str
 
 
-def _freeze(draft: Draft, now: datetime) -> Frozen:
+def freeze(draft: Draft, now: datetime) -> Frozen:
+    """Decides the bytes of `draft`, and writes nothing. Raises InvalidMail for content nobody should send."""
     mail = draft.mail
     rendered = render_mail_body(mail.body, subject=mail.subject)
     html, attachments = match_inline_images(rendered.html, mail.attachments)

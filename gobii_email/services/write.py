@@ -18,12 +18,15 @@ from gobii_email.models import (
 )
 from gobii_email.services.submit import (
     Draft,
+    IdempotencyConflict,
     Mail,
     Options,
     addresses,
     check_options,
     check_recipients,
+    freeze,
     reply_ids,
+    reused_key,
     submit,
     submitted_under,
 )
@@ -53,14 +56,20 @@ def write(mails: Sequence[NewMail]) -> list[PersistentAgentMessage]:
     senders = _senders(mails)
     written: dict[int, PersistentAgentMessage] = {}
     drafts: dict[int, Draft] = {}
+    keyed: dict[tuple[object, str], Draft] = {}
     for position, new in enumerate(mails):
-        endpoint = senders[_sender_key(new.from_endpoint)]
+        endpoint = _sender(new, senders)
         mail = _checked(new, endpoint)
-        earlier = submitted_under(endpoint, new.options.idempotency_key, mail)
+        key = new.options.idempotency_key
+        earlier = submitted_under(endpoint, key, mail)
         if earlier is not None:
             written[position] = earlier.message
+        elif key is not None and (endpoint.pk, key) in keyed:
+            written[position] = _same(keyed[endpoint.pk, key], key, mail)
         else:
             drafts[position] = Draft(_message(new, mail, endpoint), mail, new.options)
+            if key is not None:
+                keyed[endpoint.pk, key] = drafts[position]
     try:
         _store(list(drafts.values()))
     except IntegrityError:
@@ -72,12 +81,38 @@ def write(mails: Sequence[NewMail]) -> list[PersistentAgentMessage]:
     return [written[position] for position in range(len(mails))]
 
 
+def check(mails: Sequence[NewMail]) -> list[InvalidMail | IdempotencyConflict | None]:
+    """What `write` would raise for each of `mails` by itself, in order; writes nothing."""
+    senders = _senders(mails)
+    return [_problem(new, senders) for new in mails]
+
+
+def _problem(
+    new: NewMail, senders: Mapping[str, PersistentAgentCommsEndpoint]
+) -> InvalidMail | IdempotencyConflict | None:
+    try:
+        endpoint = _sender(new, senders)
+        mail = _checked(new, endpoint)
+        submitted_under(endpoint, new.options.idempotency_key, mail)
+        freeze(Draft(_message(new, mail, endpoint), mail, new.options), timezone.now())
+    except (InvalidMail, IdempotencyConflict) as problem:
+        return problem
+    return None
+
+
+def _same(earlier: Draft, key: str, mail: Mail) -> PersistentAgentMessage:
+    """The message that has the same key in the same call. Raises IdempotencyConflict when it says other things."""
+    if earlier.mail.content_hash() != mail.content_hash():
+        raise reused_key(key, "another message of the same call")
+    return earlier.message
+
+
 def _sender_key(sender: PersistentAgentCommsEndpoint | str) -> str:
     return sender if isinstance(sender, str) else str(sender.pk)
 
 
 def _senders(mails: Sequence[NewMail]) -> dict[str, PersistentAgentCommsEndpoint]:
-    """The sending endpoints by the key under which they were given, with what submission needs of them."""
+    """The sending endpoints that exist, by the key they were given under, ready for submission."""
     named = {new.from_endpoint for new in mails if isinstance(new.from_endpoint, str)}
     given = {new.from_endpoint.pk for new in mails if not isinstance(new.from_endpoint, str)}
     endpoints = PersistentAgentCommsEndpoint.objects.select_related(
@@ -87,9 +122,17 @@ def _senders(mails: Sequence[NewMail]) -> dict[str, PersistentAgentCommsEndpoint
     found = {name: by_address[normalise(name)] for name in named if normalise(name) in by_address}
     if given:
         found |= {str(endpoint.pk): endpoint for endpoint in endpoints.filter(pk__in=given)}
-    for missing in {_sender_key(new.from_endpoint) for new in mails} - set(found):
-        raise InvalidMail("from", f"no agent owns the e-mail address {missing}", "Create its account or endpoint first")
     return found
+
+
+def _sender(
+    new: NewMail, senders: Mapping[str, PersistentAgentCommsEndpoint]
+) -> PersistentAgentCommsEndpoint:
+    name = _sender_key(new.from_endpoint)
+    if name not in senders:
+        reason = f"no agent owns the e-mail address {name[:80]!a}"
+        raise InvalidMail("from", reason, "Create its account or endpoint first")
+    return senders[name]
 
 
 def _checked(new: NewMail, endpoint: PersistentAgentCommsEndpoint) -> Mail:
