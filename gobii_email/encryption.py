@@ -46,7 +46,7 @@ class SecretContext:
     server_host: str
 
     def associated_data(self, header: bytes) -> bytes:
-        """What the ciphertext is bound to: each part with its length before it, so none can run into the next."""
+        """What the ciphertext is bound to: each part after its length, so none runs into the next."""
         host = self.server_host.lower().removesuffix(".")
         parts = (header, *(part.encode("utf-8", _LOSSLESS) for part in (self.account_id, self.field, host)))
         return b"".join(len(part).to_bytes(4) + part for part in parts)
@@ -64,6 +64,7 @@ class SecretsEncryption:
     def __init__(self, key_ring: Secret | str) -> None:
         # Rebound, so that this frame shows no key if a traceback is rendered with its variables.
         key_ring = _opaque(key_ring)
+        self._ciphers: Mapping[str, AESGCM] = {}
         ring = _parsed(key_ring)
         if isinstance(ring, str):
             raise KeyRingError(ring)
@@ -99,7 +100,7 @@ class SecretsEncryption:
         return self.key_ids[0]
 
     def encrypt(self, secret: Secret | str, context: SecretContext) -> bytes:
-        """The blob to store. Raises ValueError for an empty secret: nothing is stored as null, not as a blob."""
+        """The blob to store. Raises ValueError for an empty secret: store null for nothing."""
         secret = _opaque(secret)
         if not secret:
             raise ValueError("There is no secret to encrypt: leave the field empty instead.")

@@ -150,7 +150,7 @@ class EmbeddedPostgres(OwnedServer):
             return False
 
     def _copied(self, binaries: Path) -> Path:
-        """The installation, where the server's user can read it; a wheel keeps libraries beside its package."""
+        """Where the server's user can read them; a wheel keeps libraries beside its package."""
         installation = binaries.parent
         package = installation.parent
         copy = self.directory / "installation" / package.name

@@ -53,8 +53,8 @@ class OwnedServer(ABC):
     @abstractmethod
     def _is_ready(self) -> bool: ...
 
-    def _prepare(self) -> None:
-        """Whatever a fresh directory needs before the first start."""
+    def _prepare(self) -> None:  # noqa: B027
+        """Whatever a fresh directory needs before the first start; nothing unless overridden."""
 
     def _user(self) -> int | None:
         """The uid to run as, if not the present one."""

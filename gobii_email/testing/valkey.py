@@ -44,10 +44,12 @@ class EmbeddedValkey(OwnedServer):
         return [str(self._binary)] + [word for key, value in options.items() for word in (f"--{key}", value)]
 
     def _is_ready(self) -> bool:
+        """Whether it has read its data and is this process: another may have been faster at the port."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as client:
-                client.sendall(b"PING\r\n")
-                return client.recv(5) == b"+PONG"
+                client.sendall(b"INFO\r\n")
+                facts = client.recv(65536).split(b"\r\n")
+            return b"loading:0" in facts and b"process_id:%d" % (self.pid or 0) in facts
         except OSError:
             return False
 
