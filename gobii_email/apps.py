@@ -7,3 +7,8 @@ class GobiiEmailConfig(AppConfig):
     name = "gobii_email"
     verbose_name = "Agent e-mail"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from gobii_email.checks import register_checks
+
+        register_checks()

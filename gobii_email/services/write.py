@@ -101,7 +101,7 @@ def _problem(
 
 
 def _same(earlier: Draft, key: str, mail: Mail) -> PersistentAgentMessage:
-    """The message that has the same key in the same call. Raises IdempotencyConflict when it says other things."""
+    """The message with the same key in this call. Raises IdempotencyConflict when it says other things."""
     if earlier.mail.content_hash() != mail.content_hash():
         raise reused_key(key, "another message of the same call")
     return earlier.message
