@@ -80,7 +80,9 @@ def deliver_many(messages: Iterable[PersistentAgentMessage]) -> list[OutboundMes
     return _deliver(list(messages), Options())
 
 
-def _deliver(messages: Sequence[PersistentAgentMessage], options: Options) -> list[OutboundMessageAttempt | None]:
+def _deliver(
+    messages: Sequence[PersistentAgentMessage], options: Options
+) -> list[OutboundMessageAttempt | None]:
     check_options(options, timezone.now())
     prefetch_related_objects(
         messages,
@@ -125,7 +127,7 @@ def _is_outbound_email(message: PersistentAgentMessage) -> bool:
 
 
 def _submit_once(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:
-    """Submits the drafts; where another process was faster with the same message or key, answers its attempt."""
+    """Submits the drafts; where another process was faster with a message or key, answers its attempt."""
     if not drafts:
         return []
     try:
@@ -201,7 +203,11 @@ def cancel_agent_email(message_id: uuid.UUID | str | PersistentAgentMessage) -> 
     message = _message(message_id)
     withdrawn = intervene.cancel(message)
     message.refresh_from_db(fields=["latest_status"])
-    text = "Withdrawn; no server has it." if withdrawn else f"Not withdrawn: the message is {message.latest_status}."
+    text = (
+        "Withdrawn; no server has it."
+        if withdrawn
+        else f"Not withdrawn: the message is {message.latest_status}."
+    )
     return Cancellation(withdrawn, message.latest_status, text)
 
 

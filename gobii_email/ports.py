@@ -56,7 +56,7 @@ class Envelope:
 
 
 class Progress(Protocol):
-    """What a transport tells its caller while it works. Each call may commit; none may raise but LeaseLost."""
+    """What a transport tells its caller while it works. Each call may commit and may raise LeaseLost."""
 
     def reached(self, stage: Stage) -> None:
         """The dialogue enters `stage`; called before its first byte. Renews the lease when due."""
@@ -114,7 +114,7 @@ class ProbeFailure:
 
 
 class Doorbell(Protocol):
-    """Wakes workers. Never raises, never blocks longer than its breaker allows; losing a ring loses nothing."""
+    """Wakes workers. Never raises, blocks no longer than its breaker allows; a lost ring loses nothing."""
 
     def ring(self, attempt_ids: Sequence[str]) -> bool:
         """Whether the broker took the hints."""

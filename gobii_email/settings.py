@@ -39,7 +39,11 @@ def database(url: str, *, pool_size: int) -> dict[str, object]:
     """The Django form of a database address: `sqlite:///path` or `postgres://user:password@host:port/name`."""
     parts = urlsplit(url)
     if parts.scheme == "sqlite":
-        path = Path(unquote(parts.path.removeprefix("/"))) if parts.path.count("/") == 1 else Path(parts.path[1:])
+        path = (
+            Path(unquote(parts.path.removeprefix("/")))
+            if parts.path.count("/") == 1
+            else Path(parts.path[1:])
+        )
         return {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": path,

@@ -8,6 +8,6 @@ os.environ.setdefault("SECRET_KEY", "only for tests")
 if "TEST_DATABASE_URL" in os.environ:
     os.environ["DATABASE_URL"] = os.environ["TEST_DATABASE_URL"]
 
-from gobii_email.settings import *  # noqa: E402, F403
+from gobii_email.settings import *  # noqa: F403
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

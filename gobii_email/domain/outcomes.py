@@ -34,7 +34,7 @@ class Cause(StrEnum):
     REPLY_TOO_LARGE = "reply_too_large"
     SMTPUTF8_REQUIRED = "smtputf8_required"
     MESSAGE_TOO_LARGE = "message_too_large"  # larger than the server's SIZE
-    SECRET_UNREADABLE = "secret_unreadable"
+    SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105
     LEASE_LOST = "lease_lost"  # the durable mark could not be committed; the dot was not sent
     API_ERROR = "api_error"  # an HTTP provider answered something unusable
     WORKER_LOST = "worker_lost"  # said by rescue, never by a transport

@@ -60,7 +60,10 @@ class AgentEmailAccount(models.Model):
         PAUSED = AccountState.PAUSED.value, "Paused"
 
     endpoint = models.OneToOneField(
-        PersistentAgentCommsEndpoint, primary_key=True, on_delete=models.CASCADE, related_name="agentemailaccount"
+        PersistentAgentCommsEndpoint,
+        primary_key=True,
+        on_delete=models.CASCADE,
+        related_name="agentemailaccount",
     )
     connection_mode = models.CharField(
         max_length=16, choices=ConnectionMode.choices, default=ConnectionMode.CUSTOM
@@ -245,7 +248,9 @@ class AgentEmailAccount(models.Model):
     def _endpoint_errors(self) -> dict[str, str]:
         endpoint = PersistentAgentCommsEndpoint.objects.filter(pk=self.endpoint_id).first()
         if endpoint is None or not endpoint.is_own_email:
-            return {"endpoint": "An account belongs to an e-mail endpoint that an agent owns; choose such a one."}
+            return {
+                "endpoint": "An account belongs to an e-mail endpoint that an agent owns; choose such a one."
+            }
         return {}
 
     def _outbound_errors(self) -> dict[str, str]:
@@ -258,12 +263,17 @@ class AgentEmailAccount(models.Model):
             errors["smtp_port"] = "Sending needs the port of the SMTP server, usually 465 or 587."
         if self.smtp_auth != self.AuthMode.NONE and not self.smtp_username:
             errors["smtp_username"] = "Signing in needs a user name, usually the address itself."
-        if self.smtp_auth in {self.AuthMode.PLAIN, self.AuthMode.LOGIN} and self.smtp_password_encrypted is None:
+        if (
+            self.smtp_auth in {self.AuthMode.PLAIN, self.AuthMode.LOGIN}
+            and self.smtp_password_encrypted is None
+        ):
             errors["smtp_auth"] = "Signing in needs a password; enter it."
         if self.smtp_auth == self.AuthMode.OAUTH2 and not hasattr(self, "oauth_credential"):
             errors["smtp_auth"] = "OAuth needs a connected account; connect it first."
         if not errors and not self.is_smtp_tested:
-            errors["is_outbound_enabled"] = "Run Test SMTP with the present settings first; it has to succeed."
+            errors["is_outbound_enabled"] = (
+                "Run Test SMTP with the present settings first; it has to succeed."
+            )
         return errors
 
     def _inbound_errors(self) -> dict[str, str]:

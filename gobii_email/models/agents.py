@@ -31,7 +31,11 @@ class PersistentAgent(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(max_length=255)
     user = models.ForeignKey(
-        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="persistent_agents"
+        settings.AUTH_USER_MODEL,
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="persistent_agents",
     )
     whitelist_policy = models.CharField(
         max_length=16, choices=WhitelistPolicy.choices, default=WhitelistPolicy.UNRESTRICTED
@@ -62,7 +66,9 @@ class PersistentAgent(models.Model):
             return True
         if self.whitelist_policy == self.WhitelistPolicy.DEFAULT:
             return False
-        return self.allowlist.filter(channel=channel, address__iexact=bare, is_active=True, **direction).exists()
+        return self.allowlist.filter(
+            channel=channel, address__iexact=bare, is_active=True, **direction
+        ).exists()
 
 
 def _normalised(values: dict[str, Any]) -> dict[str, Any]:
@@ -105,10 +111,16 @@ class PersistentAgentCommsEndpoint(models.Model):
         ordering = ["address"]
         constraints = [
             models.UniqueConstraint(
-                Lower("address"), "channel", condition=Q(owner_agent__isnull=False), name="endpoint_owned_unique"
+                Lower("address"),
+                "channel",
+                condition=Q(owner_agent__isnull=False),
+                name="endpoint_owned_unique",
             ),
             models.UniqueConstraint(
-                Lower("address"), "channel", condition=Q(owner_agent__isnull=True), name="endpoint_outside_unique"
+                Lower("address"),
+                "channel",
+                condition=Q(owner_agent__isnull=True),
+                name="endpoint_outside_unique",
             ),
         ]
 

@@ -114,6 +114,9 @@ class OutboundMessageAttempt(models.Model):
 
     successor: "OutboundMessageAttempt | None" = None
     """Attempt n+1, when it was queued in this process; not stored."""
+    host_backoff_until: "datetime | None" = None
+    host_backoff_reason: str | None = None
+    """Of the account's server, as `for_delivery` found it; not stored."""
 
     class Meta:
         verbose_name = "attempt"
@@ -130,11 +133,17 @@ class OutboundMessageAttempt(models.Model):
             ),
         ]
         indexes = [
-            models.Index(fields=["status", "due_at"], condition=Q(due_at__isnull=False), name="attempt_due_idx"),
+            models.Index(
+                fields=["status", "due_at"], condition=Q(due_at__isnull=False), name="attempt_due_idx"
+            ),
             models.Index(
                 fields=["from_endpoint", "due_at"], condition=Q(status="queued"), name="attempt_lane_idx"
             ),
-            models.Index(fields=["provider_message_id"], condition=~Q(provider_message_id=""), name="attempt_provider_idx"),
+            models.Index(
+                fields=["provider_message_id"],
+                condition=~Q(provider_message_id=""),
+                name="attempt_provider_idx",
+            ),
             models.Index(fields=["status", "-queued_at"], name="attempt_status_idx"),
         ]
 

@@ -37,9 +37,15 @@ class PersistentAgentMessage(models.Model):
         on_delete=models.SET_NULL,
         related_name="messages_received",
     )
-    cc_endpoints = models.ManyToManyField(PersistentAgentCommsEndpoint, blank=True, related_name="cc_messages")
-    bcc_endpoints = models.ManyToManyField(PersistentAgentCommsEndpoint, blank=True, related_name="bcc_messages")
-    parent = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="replies")
+    cc_endpoints = models.ManyToManyField(
+        PersistentAgentCommsEndpoint, blank=True, related_name="cc_messages"
+    )
+    bcc_endpoints = models.ManyToManyField(
+        PersistentAgentCommsEndpoint, blank=True, related_name="bcc_messages"
+    )
+    parent = models.ForeignKey(
+        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="replies"
+    )
     owner_agent = models.ForeignKey(
         PersistentAgent, null=True, blank=True, on_delete=models.SET_NULL, related_name="messages"
     )
@@ -148,7 +154,9 @@ class OutboundMessageRecipient(models.Model):
     )
     address = models.CharField(max_length=320)
     kind = models.CharField(max_length=4, choices=Kind.choices)
-    status = models.CharField(max_length=16, choices=choices(*RecipientStatus), default=RecipientStatus.PENDING)
+    status = models.CharField(
+        max_length=16, choices=choices(*RecipientStatus), default=RecipientStatus.PENDING
+    )
     smtp_code = models.PositiveSmallIntegerField(null=True, blank=True)
     enhanced_status = models.CharField(max_length=16, blank=True)
     reply = models.TextField(blank=True)

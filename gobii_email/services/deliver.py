@@ -18,7 +18,15 @@ from gobii_email.domain.classification import AccountState
 from gobii_email.domain.composition import with_attempt_header
 from gobii_email.domain.lifecycle import Move, Provider
 from gobii_email.domain.outcomes import Cause, Lost, Outcome
-from gobii_email.domain.selection import AccountFacts, Circumstances, Hold, NoTransport, Selection, Use, select_transport
+from gobii_email.domain.selection import (
+    AccountFacts,
+    Circumstances,
+    Hold,
+    NoTransport,
+    Selection,
+    Use,
+    select_transport,
+)
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt
@@ -41,7 +49,9 @@ def deliver(attempt_id: str, *, owner: str) -> str:
         return "not due"
     now = timezone.now()
     if attempt.message.expires_at is not None and attempt.message.expires_at <= now:
-        return end_unsent(attempt, Move.EXPIRED, "expired", "The message expired before it could be sent.", now)
+        return end_unsent(
+            attempt, Move.EXPIRED, "expired", "The message expired before it could be sent.", now
+        )
     match select(attempt, now):
         case NoTransport(reason=reason):
             return end_unsent(attempt, Move.PERMANENT, "no_transport", reason, now)
@@ -56,7 +66,9 @@ def deliver(attempt_id: str, *, owner: str) -> str:
     keeper.keep(lease)
     try:
         outcome = hand_over(attempt, provider, lease)
-        persist(lambda: settle(attempt, outcome, provider=provider, now=timezone.now()), within=config().lease)
+        persist(
+            lambda: settle(attempt, outcome, provider=provider, now=timezone.now()), within=config().lease
+        )
     finally:
         keeper.let_go(lease)
     return str(attempt.status)
@@ -102,7 +114,9 @@ def _obstacle_of_the_moment(
     if state is not AccountState.ACTIVE:
         return Hold(str(state), account.state_reason or f"The mailbox is {state}.")
     if attempt.host_backoff_until is not None and attempt.host_backoff_until > now:
-        return Hold("host_backoff", f"{account.smtp_host} asked to be left alone: {attempt.host_backoff_reason}")
+        return Hold(
+            "host_backoff", f"{account.smtp_host} asked to be left alone: {attempt.host_backoff_reason}"
+        )
     return None
 
 

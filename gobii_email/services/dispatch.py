@@ -53,7 +53,9 @@ def dispatch_round() -> Round:
     return Round(handed_out=len(due), rescued=rescued, expired=expired, resent=resent)
 
 
-def _each(status: AttemptStatus, now: datetime, act: Callable[[OutboundMessageAttempt, datetime], None]) -> int:
+def _each(
+    status: AttemptStatus, now: datetime, act: Callable[[OutboundMessageAttempt, datetime], None]
+) -> int:
     if not OutboundMessageAttempt.objects.due(now).filter(status=status).exists():
         return 0
     with transaction.atomic():
@@ -69,7 +71,9 @@ def _take_due(now: datetime) -> tuple[list[str], int]:
         return [], 0
     with transaction.atomic():
         rows = OutboundMessageAttempt.objects.lock_due(now, AttemptStatus.QUEUED, BATCH)
-        expired = [row for row in rows if row.message.expires_at is not None and row.message.expires_at <= now]
+        expired = [
+            row for row in rows if row.message.expires_at is not None and row.message.expires_at <= now
+        ]
         for attempt in expired:
             end_unsent(attempt, Move.EXPIRED, "expired", _expiry_text(attempt), now)
         due = [row.pk for row in rows if row not in expired]
@@ -90,7 +94,9 @@ def rescue(attempt: OutboundMessageAttempt, now: datetime) -> None:
     Before the connection: queued again. Before the mark: deferred, next attempt. After the mark: in doubt.
     To be called with the row locked.
     """
-    logger.warning("attempt.rescued", extra={"attempt_id": str(attempt.pk), "is_marked": bool(attempt.marked_at)})
+    logger.warning(
+        "attempt.rescued", extra={"attempt_id": str(attempt.pk), "is_marked": bool(attempt.marked_at)}
+    )
     if attempt.marked_at is not None:
         _into_doubt(attempt, now)
     elif attempt.message.latest_status == MessageStatus.SENDING:
@@ -108,8 +114,16 @@ def _defer(attempt: OutboundMessageAttempt, now: datetime) -> None:
     text = "The worker was lost before the message was handed to the server; nothing was sent."
     at = next_attempt_at(attempt, now)
     move = Move.EXPIRED if at is None else Move.LOST_BEFORE_MARK
-    _move(attempt, move, due_at=None, finished_at=now, error_code=Cause.WORKER_LOST, error_message=text,
-          verdict="temporary", scope="host")
+    _move(
+        attempt,
+        move,
+        due_at=None,
+        finished_at=now,
+        error_code=Cause.WORKER_LOST,
+        error_message=text,
+        verdict="temporary",
+        scope="host",
+    )
     recipients = OutboundMessageRecipient.objects.filter(attempt_id=attempt.pk)
     recipients.update(status=RecipientStatus.REFUSED if at is None else RecipientStatus.DEFERRED)
     events = [event(attempt, "worker_lost", f"Attempt {attempt.number}: {text}", at=now)]
@@ -121,8 +135,16 @@ def _defer(attempt: OutboundMessageAttempt, now: datetime) -> None:
 
 def _into_doubt(attempt: OutboundMessageAttempt, now: datetime) -> None:
     text = "The worker was lost after the message was handed to the server and before its answer was kept."
-    _move(attempt, Move.LOST_AFTER_MARK, due_at=doubt_due_at(attempt, now), stage=Stage.DOT, verdict="in_doubt",
-          scope="message", error_code=Cause.WORKER_LOST, error_message=text)
+    _move(
+        attempt,
+        Move.LOST_AFTER_MARK,
+        due_at=doubt_due_at(attempt, now),
+        stage=Stage.DOT,
+        verdict="in_doubt",
+        scope="message",
+        error_code=Cause.WORKER_LOST,
+        error_message=text,
+    )
     refresh_message(attempt, now)
     tell([event(attempt, "in_doubt", f"Attempt {attempt.number}: in doubt. {text}", at=now)])
 
@@ -139,4 +161,9 @@ def look_at_doubt(attempt: OutboundMessageAttempt, now: datetime) -> None:
     if attempt.message.on_doubt != OnDoubt.RESEND:
         OutboundMessageAttempt.objects.filter(pk=attempt.pk).update(due_at=None)
         return
-    resolve(attempt, Move.ABSENT, evidence="No evidence came; sent again as the message asks (on_doubt=resend).", now=now)
+    resolve(
+        attempt,
+        Move.ABSENT,
+        evidence="No evidence came; sent again as the message asks (on_doubt=resend).",
+        now=now,
+    )

@@ -33,8 +33,10 @@ def postpone(
     return "postponed"
 
 
-def end_unsent(attempt: OutboundMessageAttempt, move: Move, error_code: str, reason: str, now: datetime) -> str:
-    """Ends a queued or claimed attempt as `move` says; its open recipients are refused, save when withdrawn."""
+def end_unsent(
+    attempt: OutboundMessageAttempt, move: Move, error_code: str, reason: str, now: datetime
+) -> str:
+    """Ends a queued or claimed attempt as `move` says; its recipients are refused, save when withdrawn."""
     status = after(AttemptStatus(attempt.status), move)
     rows = OutboundMessageAttempt.objects.filter(
         pk=attempt.pk, status=attempt.status, lease_token=attempt.lease_token, marked_at__isnull=True

@@ -85,7 +85,9 @@ def queue_next(
     when = f"not before {clock_time(following.not_before, now)}"
     if following.held_code:
         when = f"held: {following.held_reason}"
-    return event(successor, "queued", f"Attempt {successor.number} queued for {people(addresses)}, {when}.", at=now)
+    return event(
+        successor, "queued", f"Attempt {successor.number} queued for {people(addresses)}, {when}.", at=now
+    )
 
 
 def refresh_message(
@@ -100,7 +102,9 @@ def refresh_message(
         own, open_status = _locked_state(message.pk)
     else:
         open_status = _open_status(attempt)
-    status = message_status(own, open_attempt=open_status, was_withdrawn=attempt.status == AttemptStatus.CANCELLED)
+    status = message_status(
+        own, open_attempt=open_status, was_withdrawn=attempt.status == AttemptStatus.CANCELLED
+    )
     values: dict[str, object] = {
         "latest_status": status,
         "latest_error_code": attempt.error_code,

@@ -5,6 +5,7 @@ accounts. Held mail stays queued, uses up no attempt, and keeps its own end of l
 """
 
 import logging
+import uuid
 from datetime import datetime, timedelta
 
 from django.db.models import F
@@ -39,7 +40,7 @@ def react(
         return [_hold(attempt, account, judgement.hold, said, now)]
     if judgement.move is Move.ACCEPTED:
         _note_health(account, now)
-        if getattr(attempt, "host_backoff_until", None) is not None:
+        if attempt.host_backoff_until is not None:
             MailHost.objects.filter(name=account.smtp_host).delete()
         return []
     if judgement.reading.scope is Scope.HOST and judgement.reading.verdict is Verdict.TEMPORARY:
@@ -76,8 +77,14 @@ def _hold(
     )
     logger.warning("account.held", extra={"attempt_id": str(attempt.pk), "state": str(reading.hold)})
     span = "until somebody acts" if until is None else f"until {clock_time(until, now)}"
-    return event(attempt, "account_held", f"The mailbox is held {span}: {reading.advice}", at=now,
-                 state=str(reading.hold), category=reading.category)
+    return event(
+        attempt,
+        "account_held",
+        f"The mailbox is held {span}: {reading.advice}",
+        at=now,
+        state=str(reading.hold),
+        category=reading.category,
+    )
 
 
 def _back_off(
@@ -90,7 +97,9 @@ def _back_off(
         failures=F("failures") + 1, backoff_until=until, reason=said, updated_at=now
     )
     AgentEmailAccount.objects.filter(pk=account.pk).update(smtp_error=said)
-    return event(attempt, "host_backoff", f"{account.smtp_host} is left alone until {clock_time(until, now)}.", at=now)
+    return event(
+        attempt, "host_backoff", f"{account.smtp_host} is left alone until {clock_time(until, now)}.", at=now
+    )
 
 
 def pause(account: AgentEmailAccount, *, reason: str, until: datetime | None = None) -> None:
@@ -109,7 +118,7 @@ def _set_state(account: AgentEmailAccount, state: AccountState, reason: str, unt
     account.save(update_fields=["state", "state_reason", "state_until", "updated_at"])
 
 
-def wake(endpoint_id: object) -> int:
+def wake(endpoint_id: uuid.UUID) -> int:
     """Makes the held mail of an endpoint due now; the dispatcher hands it out."""
     held = OutboundMessageAttempt.objects.filter(from_endpoint_id=endpoint_id, status=AttemptStatus.QUEUED)
     return held.exclude(held_code="").update(due_at=timezone.now(), held_code="", held_reason="")

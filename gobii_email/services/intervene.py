@@ -27,7 +27,7 @@ def open_attempt(message: PersistentAgentMessage) -> OutboundMessageAttempt | No
 
 
 def cancel(message: PersistentAgentMessage, *, by: str = "") -> bool:
-    """Withdraws `message` unless a server may have it; whether it did. Also stops a worker before the mark."""
+    """Withdraws `message` unless a server may have it; whether it did. Stops a worker before the mark."""
     attempt = open_attempt(message)
     if attempt is None or attempt.status == AttemptStatus.IN_DOUBT:
         return False
@@ -35,7 +35,9 @@ def cancel(message: PersistentAgentMessage, *, by: str = "") -> bool:
     return end_unsent(attempt, Move.CANCELLED, "cancelled", reason, timezone.now()) == AttemptStatus.CANCELLED
 
 
-def retry(message: PersistentAgentMessage, *, by: str = "", use_default_transport: bool = False) -> OutboundMessageAttempt:
+def retry(
+    message: PersistentAgentMessage, *, by: str = "", use_default_transport: bool = False
+) -> OutboundMessageAttempt:
     """Makes `message` due now: a waiting attempt at once, an ended one as attempt n+1 for who did not get it.
 
     With `use_default_transport`, mail that waits for a mailbox that is gone may take the installation's
@@ -76,7 +78,8 @@ def _queue_ended(message: PersistentAgentMessage, now: datetime, by: str) -> Out
     if last is None:
         raise NotPossible("The message was never submitted; call deliver_agent_email with it.")
     unsent = OutboundMessageRecipient.objects.filter(
-        message=message, status__in=[RecipientStatus.PENDING, RecipientStatus.DEFERRED, RecipientStatus.REFUSED]
+        message=message,
+        status__in=[RecipientStatus.PENDING, RecipientStatus.DEFERRED, RecipientStatus.REFUSED],
     )
     addresses = list(unsent.values_list("address", flat=True))
     if not addresses:
@@ -94,10 +97,14 @@ def _by(what: str, who: str) -> str:
 
 
 def resolve_by_hand(message: PersistentAgentMessage, how: str, *, by: str = "") -> None:
-    """Ends the doubt about `message`: `how` is sent, resend or failed. Raises NotPossible when there is none."""
+    """Ends the doubt about `message`: `how` is sent, resend or failed. Raises NotPossible without one."""
     attempt = open_attempt(message)
     if attempt is None or attempt.status != AttemptStatus.IN_DOUBT:
         raise NotPossible(f"The message is not in doubt; it is {message.latest_status}.")
-    text = {"sent": "Settled as sent", "resend": "Settled as not sent, to be sent again", "failed": "Settled as failed"}
+    text = {
+        "sent": "Settled as sent",
+        "resend": "Settled as not sent, to be sent again",
+        "failed": "Settled as failed",
+    }
     if not resolve(attempt, RESOLUTIONS[how], evidence=_by(text[how], by), now=timezone.now()):
         raise NotPossible("Somebody else has just settled it; look at it again.")

@@ -59,7 +59,9 @@ class Lease:
     def mark(self) -> None:
         """Commits, on its own, that the server may from now on have the message."""
         now = self.clock()
-        if not _is_written(lambda: self._row().update(due_at=now + self.length, stage=Stage.DOT, marked_at=now)):
+        if not _is_written(
+            lambda: self._row().update(due_at=now + self.length, stage=Stage.DOT, marked_at=now)
+        ):
             raise LeaseLost
 
     def _row(self) -> QuerySet[OutboundMessageAttempt]:

@@ -5,39 +5,35 @@ What an ending means is decided in domain/judgement; locks are taken in the orde
 """
 
 import logging
-import random
-import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
 
-from gobii_email.conf import config
 from gobii_email.domain.judgement import Judgement, RecipientJudgement, judge
 from gobii_email.domain.lifecycle import (
-    OPEN,
     AttemptStatus,
-    MessageStatus,
     Move,
-    OnDoubt,
     Provider,
     RecipientStatus,
     after,
-    before,
-    message_status,
 )
 from gobii_email.domain.outcomes import Accepted, Lost, Outcome, Refused
-from gobii_email.domain.retry_schedule import RetrySchedule
 from gobii_email.models import (
     OutboundMessageAttempt,
     OutboundMessageEvent,
     OutboundMessageRecipient,
-    PersistentAgentMessage,
 )
 from gobii_email.services import hold
-from gobii_email.services.follow import Next, doubt_due_at, next_attempt_at, people, queue_next, refresh_message
+from gobii_email.services.follow import (
+    Next,
+    doubt_due_at,
+    next_attempt_at,
+    people,
+    queue_next,
+    refresh_message,
+)
 from gobii_email.services.resolve import note_late_answer
 from gobii_email.services.tell import event, tell
 
@@ -165,7 +161,7 @@ def _statuses(ending: Ending) -> list[RecipientStatus]:
 
 
 def _written(found: RecipientJudgement, ending: Ending) -> RecipientJudgement:
-    """What is stored of a recipient: delivered where the transport vouches for it, refused when out of time."""
+    """What is stored of a recipient: delivered where the transport vouches for it, refused out of time."""
     if found.status is RecipientStatus.ACCEPTED and ending.move is Move.CONFIRMED:
         return RecipientJudgement(RecipientStatus.DELIVERED, found.reply)
     if found.status is RecipientStatus.DEFERRED and ending.gives_up:
@@ -209,11 +205,15 @@ def _ending_text(attempt: OutboundMessageAttempt, ending: Ending) -> str:
     number, said, judgement = attempt.number, ending.said, ending.judgement
     match ending.move:
         case Move.CONFIRMED:
-            return f"Simulated: composed and stored for {people(judgement.accepted)}, nothing left this machine."
+            return (
+                f"Simulated: composed and stored for {people(judgement.accepted)}, nothing left this machine."
+            )
         case Move.ACCEPTED:
             others = len(attempt.addresses) - len(judgement.accepted)
             refused = f" {others} of {len(attempt.addresses)} recipients were refused." if others else ""
-            return f"Attempt {number}: the server accepted it for {people(judgement.accepted)}: {said}.{refused}"
+            return (
+                f"Attempt {number}: the server accepted it for {people(judgement.accepted)}: {said}.{refused}"
+            )
         case Move.LOST_AFTER_MARK:
             return f"Attempt {number}: in doubt. The server may have it; no answer came: {said}"
         case Move.EXPIRED:

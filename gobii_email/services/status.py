@@ -65,7 +65,7 @@ class DeliveryStatus:
 
     def as_document(self) -> dict[str, Any]:
         """The document with plain values, moments in ISO 8601, ready for JSON."""
-        document = _plain(asdict(self))
+        document: dict[str, Any] = _plain(asdict(self))
         document["from"] = document.pop("from_address")
         return document
 
@@ -153,7 +153,8 @@ def _not_yet(attempt: OutboundMessageAttempt, attempts: list[OutboundMessageAtte
     last = next((other for other in attempts if other.number == attempt.number - 1), None)
     if last is None:
         return f"Waits for its time to be sent, {when}."
-    return f"Attempt {attempt.number} follows at {when}, because: {last.error_message or 'some were refused for now'}"
+    why = last.error_message or "some recipients were refused for now"
+    return f"Attempt {attempt.number} follows at {when}, because: {why}"
 
 
 def _doubt_ends(attempt: OutboundMessageAttempt, now: datetime) -> str:

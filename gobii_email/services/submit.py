@@ -173,7 +173,9 @@ def check_recipients(endpoint: PersistentAgentCommsEndpoint, mail: Mail) -> None
     if not mail.recipients:
         raise InvalidMail("to", "there is no recipient", "Name at least one address")
     if len(mail.recipients) > config().max_recipients:
-        raise InvalidMail("to", f"there are more than {config().max_recipients} recipients", "Send several messages")
+        raise InvalidMail(
+            "to", f"there are more than {config().max_recipients} recipients", "Send several messages"
+        )
     agent = endpoint.owner_agent
     if agent is None:
         return
@@ -210,7 +212,10 @@ def mail_of(message: PersistentAgentMessage) -> Mail:
         headers=dict(payload.get("headers") or {}),
         attachments=tuple(
             EmailAttachmentPayload(
-                file.filename, _content_of(file), file.content_type, file.content_id,
+                file.filename,
+                _content_of(file),
+                file.content_type,
+                file.content_id,
                 "inline" if file.content_id else "attachment",
             )
             for file in message.attachments.all()
@@ -224,9 +229,7 @@ def _content_of(attachment: models.Model) -> bytes:
             content: bytes = file.read()
             return content
     except (OSError, ValueError):
-        raise InvalidMail(
-            "attachments", f"{attachment} cannot be read", "Attach the file again"
-        ) from None
+        raise InvalidMail("attachments", f"{attachment} cannot be read", "Attach the file again") from None
 
 
 def reply_ids(parent: PersistentAgentMessage | None) -> tuple[str, tuple[str, ...]]:
@@ -285,30 +288,44 @@ def _write(drafts: Sequence[Draft], frozen: Sequence[Frozen], now: datetime) -> 
     PersistentAgentMessage.objects.bulk_update(messages, _FILLED, batch_size=200)
     FrozenMessage.objects.bulk_create(
         FrozenMessage(
-            message=draft.message, mime=content.mime, html=content.html, text=content.text,
-            to_count=len(draft.mail.to), cc_count=len(draft.mail.cc),
-            size=len(content.mime), sha256=hashlib.sha256(content.mime).hexdigest(),
+            message=draft.message,
+            mime=content.mime,
+            html=content.html,
+            text=content.text,
+            to_count=len(draft.mail.to),
+            cc_count=len(draft.mail.cc),
+            size=len(content.mime),
+            sha256=hashlib.sha256(content.mime).hexdigest(),
         )
         for draft, content in zip(drafts, frozen, strict=True)
     )
     attempts = OutboundMessageAttempt.objects.bulk_create(_first_attempt(draft, now) for draft in drafts)
     OutboundMessageRecipient.objects.bulk_create(
         OutboundMessageRecipient(
-            message=attempt.message, attempt=attempt, address=address, kind=kind, status=RecipientStatus.PENDING
+            message=attempt.message,
+            attempt=attempt,
+            address=address,
+            kind=kind,
+            status=RecipientStatus.PENDING,
         )
         for draft, attempt in zip(drafts, attempts, strict=True)
         for address, kind in draft.mail.recipients
     )
     OutboundMessageEvent.objects.bulk_create(
-        event(attempt, "queued", f"Queued for {people(attempt.addresses)} as {attempt.message.rfc_message_id}.", at=now)
+        event(
+            attempt,
+            "queued",
+            f"Queued for {people(attempt.addresses)} as {attempt.message.rfc_message_id}.",
+            at=now,
+        )
         for attempt in attempts
     )
     return attempts
 
 
 _FILLED = [
-    "from_address", "subject", "raw_payload", "rfc_message_id", "owner_agent", "latest_status", "submitted_at",
-    "expires_at", "on_doubt", "had_account", "idempotency_key", "content_hash", "traceparent",
+    "from_address", "subject", "raw_payload", "rfc_message_id", "owner_agent", "latest_status",
+    "submitted_at", "expires_at", "on_doubt", "had_account", "idempotency_key", "content_hash", "traceparent",
 ]  # fmt: skip
 
 

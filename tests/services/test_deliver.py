@@ -77,7 +77,11 @@ def test_an_ordinary_accepted_mail_costs_eight_statements(
     attempt_id = str(message.attempts.get().pk)
     with CaptureQueriesContext(connection) as queries:
         deliver(attempt_id, owner="test")
-    work = [row["sql"] for row in queries if not row["sql"].startswith(("SAVEPOINT", "RELEASE", "BEGIN", "COMMIT"))]
+    work = [
+        row["sql"]
+        for row in queries
+        if not row["sql"].startswith(("SAVEPOINT", "RELEASE", "BEGIN", "COMMIT"))
+    ]
     assert len(work) <= 8, "\n".join(work)
     assert fresh(message).latest_status == "sent"
 
@@ -105,7 +109,10 @@ def test_only_the_refused_address_is_tried_again(
     assert fresh(message).latest_status == "queued"
     make_due(message)
     assert deliver_all() == ["sent"]
-    assert [kept.recipients for kept in smtp_server.messages] == [("to@rcpt.example",), ("slow@rcpt.example",)]
+    assert [kept.recipients for kept in smtp_server.messages] == [
+        ("to@rcpt.example",),
+        ("slow@rcpt.example",),
+    ]
     first, second = (message_from_bytes(kept.content) for kept in smtp_server.messages)
     assert first["Message-ID"] == second["Message-ID"]
     assert first["To"] == second["To"]
@@ -218,9 +225,7 @@ def test_mail_of_an_account_that_became_unusable_is_held_and_never_rerouted(
     assert fresh(message).latest_status == "queued"
 
 
-def test_mail_without_an_account_is_simulated(
-    endpoint: Any, deliver_all: Deliver
-) -> None:
+def test_mail_without_an_account_is_simulated(endpoint: Any, deliver_all: Deliver) -> None:
     message = send()
     assert deliver_all() == ["delivered"]
     attempt = message.attempts.get()
@@ -236,7 +241,10 @@ def test_mail_that_no_transport_can_take_fails_and_says_what_would_change_it(
     assert deliver_all() == ["failed"]
     attempt = message.attempts.get()
     assert attempt.error_code == "no_transport"
-    assert "SIMULATE_EMAIL_DELIVERY" in attempt.error_message and "POSTMARK_SERVER_TOKEN" in attempt.error_message
+    assert (
+        "SIMULATE_EMAIL_DELIVERY" in attempt.error_message
+        and "POSTMARK_SERVER_TOKEN" in attempt.error_message
+    )
 
 
 def test_a_message_that_expired_is_not_sent(
