@@ -73,7 +73,7 @@ pip_install() {
     : > "$venv/.unfinished"
     status=0
     PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
-        "$venv/bin/python" -m pip install --quiet --progress-bar off --root-user-action ignore \
+        "$venv/bin/python" -m pip install -qq --progress-bar off --root-user-action ignore \
         --only-binary :all: --require-hashes -r "$root/requirements/$1.txt" </dev/null || status=$?
     if [ "$status" -lt 128 ]; then rm -f "$venv/.unfinished"; fi
     return "$status"

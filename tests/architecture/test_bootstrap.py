@@ -23,7 +23,7 @@ case "$*" in
     "-m venv "*) mkdir -p "$3/bin"; echo "venv by {name}" >> "$LOG"; cp_self "$3/bin/python" ;;
     "-m pip install "*) echo "pip $*" >> "$LOG"; {on_pip} ;;
     "-m "*) echo "ran $* PYTHONPATH=$PYTHONPATH in $(pwd)" >> "$LOG" ;;
-    *fcntl.flock*) exec {python} "$@" ;;
+    *fcntl.flock*) exec "{python}" "$@" ;;
     *sys.base_prefix*) echo {name} ;;
     *"-venv"*) echo {name}-venv ;;
     -V) echo {name} ;;
