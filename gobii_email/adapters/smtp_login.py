@@ -27,7 +27,7 @@ class Login:
 
 
 def build_xoauth2_string(user: str, token: str) -> str:
-    """The initial response of XOAUTH2, before base64. Raises ValueError when a part has control characters."""
+    """The initial response of XOAUTH2, before base64; raises ValueError for control characters."""
     if any(ord(character) < 32 for character in user + token):
         raise ValueError("a user name or access token for XOAUTH2 must not contain control characters")
     return f"user={user}\x01auth=Bearer {token}\x01\x01"

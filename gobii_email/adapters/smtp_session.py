@@ -55,6 +55,8 @@ class SmtpSession(smtplib.SMTP):
     network, and again at least every `HEARTBEAT_SECONDS`.
     """
 
+    ehlo_msg = "EHLO"
+
     def __init__(
         self, host: str, *, local_hostname: str, deadline: Deadline, on_wait: Callable[[], None]
     ) -> None:
@@ -66,8 +68,6 @@ class SmtpSession(smtplib.SMTP):
         self._received = bytearray()
         self._secrets: list[bytes] = []
         self._blobs: list[bytes] = []
-
-    # Replies.
 
     def getreply(self) -> tuple[int, bytes]:
         """The next complete reply; raises Broken for whatever is not one, or not in time."""
@@ -134,8 +134,6 @@ class SmtpSession(smtplib.SMTP):
             self._hung_up()
         self._received += data
 
-    # Commands.
-
     def command(self, name: str, arguments: str = "") -> Reply:
         """The reply to one command, whatever it is."""
         self.raise_early_answer()
@@ -147,7 +145,7 @@ class SmtpSession(smtplib.SMTP):
         self.raise_early_answer()
         code, text = self.ehlo()
         if code in (500, 502):
-            code, text = self.helo()
+            code, text = self.docmd("HELO", self.local_hostname)
         return reply_from(code, self.masked(text))
 
     def send(self, s: bytes | bytearray | memoryview | str) -> None:  # type: ignore[override]
@@ -157,16 +155,16 @@ class SmtpSession(smtplib.SMTP):
             chunk = rest[:BODY_CHUNK_BYTES]
             rest = rest[self._wait(lambda chunk=chunk: self._socket.send(chunk)) :]  # type: ignore[misc]
 
-    # TLS.
+    def raise_injection(self) -> None:
+        """Raises Broken when clear text follows the consent to STARTTLS (RFC 3207 section 5)."""
+        if not self._received:
+            self._receive_what_is_there()
+        if self._received:
+            text = "{host} sent clear text after it had agreed to encrypt; somebody may have inserted it."
+            self._break(Cause.STARTTLS_INJECTION, text)
 
     def encrypt(self, context: ssl.SSLContext) -> str:
-        """Turns the connection into a verified TLS one; returns its version.
-
-        Bytes that came in clear after the server's last reply are an attack (RFC 3207 section 5).
-        """
-        if self._received or self._has_plaintext_waiting():
-            text = "{host} sent unencrypted text after it had agreed to encrypt, which somebody may have inserted."
-            self._break(Cause.STARTTLS_INJECTION, text)
+        """Turns the connection into a verified TLS one; returns its version."""
         try:
             secured = context.wrap_socket(
                 self._socket, server_hostname=self.peer_name, do_handshake_on_connect=False
@@ -177,13 +175,6 @@ class SmtpSession(smtplib.SMTP):
         self._forget_what_was_said_in_clear()
         self._shake_hands(secured)
         return secured.version() or ""
-
-    def _has_plaintext_waiting(self) -> bool:
-        try:
-            self._receive_what_is_there()
-        except Broken:
-            return False  # hung up; the handshake finds the words for that
-        return bool(self._received)
 
     def _shake_hands(self, secured: ssl.SSLSocket) -> None:
         while True:
@@ -202,8 +193,6 @@ class SmtpSession(smtplib.SMTP):
         self.does_esmtp = False
         self.ehlo_resp = self.helo_resp = None
 
-    # Secrets.
-
     def hide(self, secrets: Sequence[bytes]) -> None:
         """From now on no reply shows these, in clear or in base64, whole or broken over lines."""
         self._blobs += [base64.b64encode(secret) for secret in secrets]
@@ -216,8 +205,6 @@ class SmtpSession(smtplib.SMTP):
 
     def _mask_if_part_of_a_blob(self, found: re.Match[bytes]) -> bytes:
         return _MASK if any(found.group() in blob for blob in self._blobs) else found.group()
-
-    # The socket.
 
     @property
     def _socket(self) -> "ssl.SSLSocket":

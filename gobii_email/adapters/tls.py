@@ -39,7 +39,7 @@ def client_context() -> ssl.SSLContext:
 def _trust_key() -> _TrustKey:
     extra = os.environ.get("SSL_CERT_FILE", "")
     try:
-        status = os.stat(extra)
+        status = Path(extra).stat()
     except OSError:
         return (extra, 0, 0)
     return (extra, status.st_mtime_ns, status.st_size)
@@ -70,7 +70,7 @@ def tls_loss(error: BaseException) -> tuple[Cause, str]:
         return Cause.TIMEOUT, "The server did not finish the TLS handshake in time."
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or not isinstance(error, ssl.SSLError):
         return Cause.CONNECTION_LOST, "The server closed the connection during the TLS handshake."
-    return Cause.TLS_FAILED, _handshake_sentence(error.reason or "")
+    return Cause.TLS_FAILED, _handshake_sentence(getattr(error, "reason", None) or "")
 
 
 def _certificate_loss(error: ssl.SSLCertVerificationError) -> tuple[Cause, str]:

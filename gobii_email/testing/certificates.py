@@ -5,7 +5,7 @@ Makes server certificates, good ones and each kind of bad one; whoever should tr
 """
 
 import ssl
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trustme
@@ -26,10 +26,10 @@ class ThrowAwayAuthority:
         return _serving(self._authority.issue_cert(*(hosts or (HOST, "127.0.0.1", "::1"))))
 
     def expired(self) -> ssl.SSLContext:
-        return _serving(self._authority.issue_cert(HOST, not_after=datetime.now() - timedelta(days=2)))
+        return _serving(self._authority.issue_cert(HOST, not_after=_now() - timedelta(days=2)))
 
     def not_yet_valid(self) -> ssl.SSLContext:
-        return _serving(self._authority.issue_cert(HOST, not_before=datetime.now() + timedelta(days=2)))
+        return _serving(self._authority.issue_cert(HOST, not_before=_now() + timedelta(days=2)))
 
     def wrong_host(self) -> ssl.SSLContext:
         return _serving(self._authority.issue_cert("somebody-else.example"))
@@ -45,6 +45,10 @@ class ThrowAwayAuthority:
         context.minimum_version = ssl.TLSVersion.TLSv1
         context.maximum_version = ssl.TLSVersion.TLSv1_1
         return context
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _serving(certificate: trustme.LeafCert) -> ssl.SSLContext:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
@@ -84,7 +84,7 @@ class Faults:
 class _Dialogue(SMTP):
     """aiosmtpd's dialogue with DSN, XOAUTH2 and the faults of its server."""
 
-    command_size_limits: ClassVar[dict[str, int]] = collections.defaultdict(lambda: 16_384)
+    command_size_limits = collections.defaultdict(lambda: 16_384)
     line_length_limit = 65_536
 
     def __init__(self, owner: "ScriptedSmtpServer", **parameters: Any) -> None:
@@ -219,13 +219,13 @@ class ScriptedSmtpServer:
         self._max_message_bytes = max_message_bytes
         self._offers_smtputf8 = offers_smtputf8
         self._arrived = threading.Condition()
-        self._controller: Controller | None = None
+        self._controller: _Controller | None = None
 
     def start(self) -> Self:
         """Listens; after a `stop()` again on the same port."""
         self._controller = _Controller(self, self._dialogue)
         self._controller.start()
-        self.port = int(self._controller.server.sockets[0].getsockname()[1])
+        self.port = self._controller.bound_port
         return self
 
     def stop(self) -> None:
@@ -249,8 +249,6 @@ class ScriptedSmtpServer:
     def count_connection(self) -> int:
         self.connections += 1
         return self.connections
-
-    # What aiosmtpd calls.
 
     async def handle_EHLO(
         self, server: _Dialogue, session: WireSession, envelope: WireEnvelope, hostname: str, lines: list[str]
@@ -314,9 +312,14 @@ class _Controller(Controller):
     def factory(self) -> _Dialogue:
         return self._make_dialogue()
 
+    @property
+    def bound_port(self) -> int:
+        assert isinstance(self.server, asyncio.Server)
+        return int(self.server.sockets[0].getsockname()[1])
+
     def _trigger_server(self) -> None:
         self._factory_invoked.set()
-        self.smtpd = True  # type: ignore[assignment]
+        self.smtpd = True
 
 
 def _parted(arg: str | None) -> tuple[str, tuple[str, ...]]:
@@ -423,7 +426,7 @@ class RawServer:
     A script ends early, without a word, when its client hangs up. Use as a context manager.
     """
 
-    def __init__(self, script: Callable[[Script], None]) -> None:
+    def __init__(self, script: Callable[[Script], object]) -> None:
         self._script = script
         self._listener = socket.create_server((LOOPBACK, 0))
         self._stopping = threading.Event()

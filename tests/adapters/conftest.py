@@ -1,7 +1,7 @@
 """Loopback servers, a certificate authority that is trusted for one run, and a caller that takes notes."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from ipaddress import ip_network
 
@@ -37,7 +37,7 @@ def loopback_policy(port: int) -> DialPolicy:
 def quick_deadlines(seconds: float = 0.4, **others: float) -> Deadlines:
     names = ("connect", "banner", "ehlo", "tls", "auth", "envelope", "body", "dot", "quit")
     spans = {"quit": 0.2, **others}
-    return Deadlines(**{name: timedelta(seconds=spans.get(name, seconds)) for name in names})
+    return replace(Deadlines(), **{name: timedelta(seconds=spans.get(name, seconds)) for name in names})
 
 
 @dataclass
