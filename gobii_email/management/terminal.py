@@ -1,7 +1,7 @@
 """How a command answers: a sentence for people, or one JSON document, and an exit code that is true.
 
 0 done, 1 the thing failed, 2 the command was used wrongly. With `--json` an error is a document on
-standard output as well: `{"error": {"field", "reason", "remedy"}}`; its sentence is on standard error.
+standard output as well, `{"error": {"field", "reason", "remedy"}}`, and its sentence on standard error.
 """
 
 import json
@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import OperationalError, ProgrammingError
 
+from gobii_email.domain.account_document import InvalidAccount
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.encryption import KeyRingError, SecretUnreadable
 from gobii_email.services.intervene import NotPossible
@@ -37,6 +38,9 @@ class EmailCommand(BaseCommand):
             return super().execute(*args, **options)
         except InvalidMail as wrong:
             self.fail(str(wrong), field=wrong.field, reason=wrong.reason, remedy=wrong.remedy)
+        except InvalidAccount as wrong:
+            problems = [problem._asdict() for problem in wrong.problems]
+            self.fail(str(wrong), **problems[0], problems=problems)
         except _TOLD as wrong:
             self.fail(str(wrong))
         except (OperationalError, ProgrammingError) as wrong:
