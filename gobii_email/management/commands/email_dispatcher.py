@@ -1,0 +1,103 @@
+"""`email_dispatcher`: the long-running process that hands out what is due and rescues what was lost.
+
+Any number may run. Ends with the round it is in on SIGTERM or SIGINT; a second signal ends it at once.
+Outlives the database and the broker, asking less and less often while they are away.
+"""
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import CommandParser
+from django.db import close_old_connections, connections
+
+from gobii_email.conf import config
+from gobii_email.management.terminal import EmailCommand
+from gobii_email.services.dispatch import Round, dispatch_round
+
+logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+class Command(EmailCommand):
+    help = (
+        "Hands out due mail, rescues what lost workers left, and ends what expired; runs until it is stopped."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("--once", action="store_true", help="one round, then say what it did")
+        parser.add_argument("--heartbeat-file", type=Path, help="a file that every good round touches")
+
+    def handle(self, *args: Any, once: bool, heartbeat_file: Path | None, **options: Any) -> None:
+        if once:
+            self._answer(dispatch_round())
+            return
+        stop = threading.Event()
+        with _Signals(stop):
+            logger.info("dispatcher.started")
+            run(stop, heartbeat_file)
+            logger.info("dispatcher.stopped")
+
+    def _answer(self, done: Round) -> None:
+        facts = {
+            "handed_out": done.handed_out,
+            "rescued": done.rescued,
+            "expired": done.expired,
+            "resent": done.resent,
+        }
+        self.answer(
+            facts,
+            self.is_json,
+            ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in facts.items()),
+        )
+
+
+def run(stop: threading.Event, heartbeat_file: Path | None = None) -> None:
+    """Rounds until `stop` is set: at once after one that did something, else after a pause."""
+    idle = config().dispatch_every.total_seconds()
+    failures = 0
+    while not stop.is_set():
+        done = _round(heartbeat_file)
+        failures = 0 if done else failures + 1
+        if done is None:
+            stop.wait(min(idle * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
+        elif not done.did_anything:
+            stop.wait(idle)
+
+
+def _round(heartbeat_file: Path | None) -> Round | None:
+    """One round, None when it failed. Whatever failed, mail must go on once it is over."""
+    close_old_connections()
+    try:
+        done = dispatch_round()
+        if heartbeat_file is not None:
+            heartbeat_file.touch()
+    except Exception as problem:
+        logger.exception("dispatcher.round_failed", extra={"error": type(problem).__name__})
+        connections.close_all()
+        return None
+    return done
+
+
+class _Signals:
+    """While entered, the first SIGTERM or SIGINT sets `stop`, and gives the next one its usual effect."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._end)
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _end(self, *_: object) -> None:
+        self._stop.set()
+        self.__exit__()
