@@ -4,7 +4,7 @@ The row in the database is the queue; a task is a hint that may be lost, doubled
 buys delivery guarantees from the broker: each such setting was measured to lose or double under faults.
 """
 
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from gobii_email.adapters.celery_queue import SEND_QUEUE, broker_options
 from gobii_email.conf import config
@@ -25,7 +25,11 @@ task_serializer = "json"
 accept_content = ["json"]
 event_serializer = "json"
 
-task_queues = [Queue(SEND_QUEUE), Queue("email.control"), Queue("email.inbound")]
+task_queues = [
+    # Each bound by its own name: with the default key, one queue's tasks would reach all of them.
+    Queue(name, Exchange(name), routing_key=name)
+    for name in (SEND_QUEUE, "email.control", "email.inbound")
+]
 task_default_queue = "email.control"
 task_create_missing_queues = False  # a misspelt queue must fail, not fill unread
 task_routes = {
