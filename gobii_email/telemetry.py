@@ -1,22 +1,138 @@
-"""The one list of spans and their attributes. None of them ever holds a secret or a recipient."""
+"""The one list of spans and their attributes. None of them ever holds a secret or a recipient.
 
+Knows the OpenTelemetry API alone: without an SDK in the process every call here costs next to nothing
+and records nothing. Where spans are exported to is decided by the process that starts (`worker/tracing.py`).
+"""
+
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gobii_email.domain.outcomes import Outcome
+from opentelemetry import context as contexts
+from opentelemetry import trace
+from opentelemetry.propagate import extract, inject
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+
+from gobii_email.domain.outcomes import Accepted, Lost, Outcome, Refused
+from gobii_email.domain.redaction import without, without_addresses, without_credentials
+from gobii_email.domain.smtp_replies import safe_text
 from gobii_email.ports import SmtpServer
+
+logger = logging.getLogger(__name__)
+
+ENQUEUE = "email.enqueue"
+SMTP_SEND = "email.smtp.send"
+FAILURE = "email.failure"
 
 
 class SendSpan:
     """The span `email.smtp.send` of one attempt."""
 
+    def __init__(self, span: Span, server: SmtpServer, attempt_id: str) -> None:
+        self._span = span
+        self._server = server
+        self._facts = {"attempt_id": attempt_id}
+
     def ended(self, outcome: Outcome) -> None:
         """Notes how it ended; a failure becomes the span's error status and an event, redacted."""
+        match outcome:
+            case Accepted(reply=reply):
+                logger.info("smtp.send.accepted", extra=self._facts | {"smtp_code": reply.code})
+            case Refused(stage=stage, reply=reply):
+                facts = {"smtp_code": reply.code, "enhanced_status": reply.enhanced}
+                self._fail(str(reply.code), {"stage": str(stage)} | facts, str(reply))
+            case Lost(stage=stage, cause=cause, text=text, is_marked=is_marked):
+                self._fail(str(cause), {"stage": str(stage), "is_marked": is_marked}, text)
+
+    def crashed(self, problem: Exception) -> None:
+        """Notes a bug: what was raised, without its variables."""
+        error = type(problem).__name__
+        text = self._redacted(str(problem))
+        self._mark_failed(error, text)
+        # Not logger.exception: the text may name a recipient, and whoever catches it logs where it was.
+        logger.error("smtp.send.crashed", extra=self._facts | {"error": error, "text": text})
+
+    def _fail(self, error: str, facts: dict[str, object], text: str) -> None:
+        text = self._redacted(text)
+        self._mark_failed(error, text)
+        logger.warning("smtp.send.failed", extra=self._facts | facts | {"error": error, "text": text})
+
+    def _mark_failed(self, error: str, text: str) -> None:
+        self._span.set_attribute("error.type", error)
+        self._span.add_event(FAILURE, {"error.type": error, "text": text})
+        self._span.set_status(Status(StatusCode.ERROR, text))
+
+    def _redacted(self, text: str) -> str:
+        """Server text without credentials, our own login, or anybody's address."""
+        text = without_addresses(without_credentials(safe_text(text)))
+        return without(text, (self._server.username, self._server.username.partition("@")[0]))
 
 
 @contextmanager
 def smtp_send(
-    server: SmtpServer, *, sender: str, to_count: int, cc_count: int, traceparent: str
+    server: SmtpServer, *, attempt_id: str, sender: str, to_count: int, cc_count: int, traceparent: str
 ) -> Iterator[SendSpan]:
     """Opens `email.smtp.send` in the trace that the submission carried."""
-    yield SendSpan()
+    parent, links = _parent(traceparent)
+    with _tracer().start_as_current_span(
+        SMTP_SEND,
+        context=parent,
+        links=links,
+        kind=SpanKind.CLIENT,
+        attributes={
+            "smtp.host": server.host,
+            "smtp.port": server.port,
+            "smtp.security": str(server.security),
+            "from": sender,
+            "to_count": to_count,
+            "cc_count": cc_count,
+            "server.address": server.host,
+            "server.port": server.port,
+        },
+        # Foreign exception texts could hold anything; `crashed` says what may be said.
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        send = SendSpan(span, server, attempt_id)
+        try:
+            yield send
+        except Exception as problem:
+            send.crashed(problem)
+            raise
+
+
+@contextmanager
+def enqueue(count: int) -> Iterator[None]:
+    """Opens `email.enqueue` around a submission of `count` messages; the send joins its trace."""
+    with _tracer().start_as_current_span(
+        ENQUEUE,
+        kind=SpanKind.PRODUCER,
+        attributes={"messaging.system": "celery", "messaging.batch.message_count": count},
+        record_exception=False,
+        set_status_on_exception=False,
+    ):
+        yield
+
+
+def trace_headers() -> dict[str, str]:
+    """The present trace in W3C form, for a message to carry; empty when there is none."""
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return carrier
+
+
+def _parent(traceparent: str) -> tuple[contexts.Context, list[Link]]:
+    """Where a send belongs: below the present span when that is of the submission's trace already.
+
+    Otherwise a dispatcher handed the attempt out: the send goes below the submission, linked to here.
+    """
+    here = contexts.get_current()
+    submitted = extract({"traceparent": traceparent}, context=here) if traceparent else here
+    now, then = (trace.get_current_span(context).get_span_context() for context in (here, submitted))
+    if now.trace_id == then.trace_id:
+        return here, []
+    return submitted, [Link(now)] if now.is_valid else []
+
+
+def _tracer() -> trace.Tracer:
+    return trace.get_tracer("gobii_email")

@@ -158,6 +158,7 @@ def hand_over(attempt: OutboundMessageAttempt, provider: Provider, lease: Lease)
         return Lost(Stage.AUTH, Cause.SECRET_UNREADABLE, str(problem))
     with telemetry.smtp_send(
         server,
+        attempt_id=str(attempt.pk),
         sender=message.from_address,
         to_count=message.frozen.to_count,
         cc_count=message.frozen.cc_count,

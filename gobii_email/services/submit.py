@@ -14,9 +14,8 @@ from functools import partial
 
 from django.db import models, transaction
 from django.utils import timezone
-from opentelemetry.propagate import inject
 
-from gobii_email import wiring
+from gobii_email import telemetry, wiring
 from gobii_email.conf import config
 from gobii_email.domain.addresses import normalise, parse_mailbox
 from gobii_email.domain.composition import (
@@ -123,7 +122,7 @@ def submit(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:
     """
     now = timezone.now()
     frozen = [freeze(draft, now) for draft in drafts]
-    with transaction.atomic():
+    with telemetry.enqueue(len(drafts)), transaction.atomic():
         attempts = _write(drafts, frozen, now)
         due = [str(attempt.pk) for attempt in attempts if attempt.not_before <= now]
         if due:
@@ -386,6 +385,4 @@ def _first_attempt(draft: Draft, now: datetime) -> OutboundMessageAttempt:
 
 def _traceparent() -> str:
     """The caller's trace, in W3C form, so that the send joins it; "" when there is none."""
-    carrier: dict[str, str] = {}
-    inject(carrier)
-    return carrier.get("traceparent", "")
+    return telemetry.trace_headers().get("traceparent", "")
