@@ -200,6 +200,7 @@ class Dialogue:
         self._is_at_command = False
         self._session.raise_injection()
         self._tls = self._session.encrypt(client_context())
+        # Forgets the extensions offered in clear (RFC 3207 section 4.2).
         self.introduce()
         return self._tls
 

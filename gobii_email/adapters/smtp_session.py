@@ -172,7 +172,6 @@ class SmtpSession(smtplib.SMTP):
         except (OSError, ValueError) as error:
             raise Broken(*tls_loss(error)) from None
         self.sock = secured
-        self._forget_what_was_said_in_clear()
         self._shake_hands(secured)
         return secured.version() or ""
 
@@ -187,11 +186,6 @@ class SmtpSession(smtplib.SMTP):
                     raise Broken(*tls_loss(error)) from None
             except (OSError, ValueError) as error:
                 raise Broken(*tls_loss(error)) from None
-
-    def _forget_what_was_said_in_clear(self) -> None:
-        self.esmtp_features = {}
-        self.does_esmtp = False
-        self.ehlo_resp = self.helo_resp = None
 
     def hide(self, secrets: Sequence[bytes]) -> None:
         """From now on no reply shows these, in clear or in base64, whole or broken over lines."""

@@ -1,9 +1,10 @@
 """Loopback servers, a certificate authority that is trusted for one run, and a caller that takes notes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
@@ -22,12 +23,15 @@ PASSWORD = "pässwörd-S3cret"
 
 
 @pytest.fixture(scope="session")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowAwayAuthority]:
-    """Trusted, beside the system's own, while the session lasts."""
-    made = ThrowAwayAuthority(tmp_path_factory.mktemp("authority"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSL_CERT_FILE", str(made.ca_file))
-        yield made
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> ThrowAwayAuthority:
+    return ThrowAwayAuthority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def authority(one_authority: ThrowAwayAuthority, monkeypatch: pytest.MonkeyPatch) -> ThrowAwayAuthority:
+    """Trusted, beside the system's own, while the test lasts."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(one_authority.ca_file))
+    return one_authority
 
 
 def loopback_policy(port: int) -> DialPolicy:
@@ -37,7 +41,8 @@ def loopback_policy(port: int) -> DialPolicy:
 def quick_deadlines(seconds: float = 0.4, **others: float) -> Deadlines:
     names = ("connect", "banner", "ehlo", "tls", "auth", "envelope", "body", "dot", "quit")
     spans = {"quit": 0.2, **others}
-    return replace(Deadlines(), **{name: timedelta(seconds=spans.get(name, seconds)) for name in names})
+    chosen: dict[str, Any] = {name: timedelta(seconds=spans.get(name, seconds)) for name in names}
+    return replace(Deadlines(), **chosen)
 
 
 @dataclass

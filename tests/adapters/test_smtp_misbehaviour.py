@@ -185,6 +185,8 @@ FURTHER: dict[str, tuple[Play, Stage, Ending]] = {
         Stage.EHLO,
         NOT_SMTP,
     ),
+    "answers twice to MAIL": (until(Stage.MAIL, says(b"250 ok", b"250 ok")), Stage.RCPT, NOT_SMTP),
+    "says one line too many": (until(Stage.MAIL, says(*[b"250-x"] * 128, b"250 x")), Stage.MAIL, TOO_LARGE),
     "acknowledges the message before its end": (
         until(Stage.DATA, says(b"354 go on", b"250 2.0.0 queued as FAKE")),
         Stage.DATA,
@@ -522,6 +524,19 @@ def test_the_envelope_has_one_deadline_for_all_its_recipients() -> None:
     _assert_ending(outcome, Stage.RCPT, TIMEOUT)
 
 
+def test_the_sender_counts_against_the_deadline_of_the_envelope() -> None:
+    def play(it: Script) -> None:
+        it.wait(0.3)
+        it.say(b"250 ok")
+        it.hear()
+        it.wait(0.3)
+        it.say(b"250 ok")
+        it.hang()
+
+    outcome, _ = _send(until(Stage.MAIL, play))
+    _assert_ending(outcome, Stage.RCPT, TIMEOUT)
+
+
 def _good(answers: dict[Stage, bytes], goodbye: Play = Script.hang, *, drip: float = 0) -> Play:
     def play(it: Script) -> None:
         for step, answer in {**GOOD_ANSWERS, **answers}.items():
@@ -611,6 +626,14 @@ def test_the_lease_is_renewed_while_a_slow_server_is_waited_for(monkeypatch: pyt
     outcome, notes = _send(until(Stage.MAIL, Script.hang))
     _assert_ending(outcome, Stage.MAIL, TIMEOUT)
     assert notes.told.count("mail") >= 2
+
+
+def test_nobody_is_told_anything_after_the_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gobii_email.adapters.smtp_dialogue.HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr("gobii_email.adapters.smtp_session.HEARTBEAT_SECONDS", 0.1)
+    outcome, notes = _send(until(Stage.DOT, Script.hang))
+    _assert_ending(outcome, Stage.DOT, TIMEOUT)
+    assert notes.told[-1] == "mark"
 
 
 def test_a_lease_lost_while_waiting_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ PORT = 587
 
 
 class FakeSocket:
-    """Answers each chunk the client sends by `respond`; blocks never, ends when it has nothing to say."""
+    """Answers each chunk the client sends by `respond`, one line to a packet, and then hangs up."""
 
     def __init__(self, respond: Callable[[bytes], bytes], greeting: bytes) -> None:
         self.sent: list[bytes] = []
@@ -39,8 +39,8 @@ class FakeSocket:
     def recv(self, size: int) -> bytes:
         if not self._ready and self._timeout == 0:
             raise BlockingIOError
-        data = bytes(self._ready[:size])
-        del self._ready[:size]
+        data = bytes(self._ready.splitlines(keepends=True)[0][:size]) if self._ready else b""
+        del self._ready[: len(data)]
         return data
 
     def getpeername(self) -> tuple[str, int]:
@@ -144,6 +144,30 @@ def test_a_refused_login_ends_with_quit_and_a_closed_socket(monkeypatch: pytest.
     outcome = bench.transport.send(account(PORT, host="mail.example"), envelope(), MESSAGE, Notes())
     assert isinstance(outcome, Refused) and outcome.stage is Stage.AUTH
     assert bench.events[-1] == "QUIT"
+    assert bench.socket.is_closed
+
+
+def test_421_has_ended_the_session_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, {b"AUTH": b"421 4.7.0 bye\r\n"})
+    outcome = bench.transport.send(account(PORT, host="mail.example"), envelope(), MESSAGE, Notes())
+    assert isinstance(outcome, Refused) and outcome.reply.code == 421
+    assert bench.events[-1].startswith("AUTH")
+    assert bench.socket.is_closed
+
+
+def test_clear_text_in_a_packet_of_its_own_is_injected_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, {b"STARTTLS": b"220 go\r\n250 injected\r\n"})
+    outcome = bench.transport.send(account(PORT, host="mail.example"), envelope(), MESSAGE, Notes())
+    assert isinstance(outcome, Lost)
+    assert (outcome.stage, outcome.cause) == (Stage.TLS, Cause.STARTTLS_INJECTION)
+    assert bench.events[-1] == "STARTTLS"
+
+
+def test_a_lost_answer_to_a_command_is_followed_by_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(monkeypatch, {b"MAIL": b"garbage\r\n"})
+    outcome = bench.transport.send(account(PORT, host="mail.example"), envelope(), MESSAGE, Notes())
+    assert isinstance(outcome, Lost) and outcome.stage is Stage.MAIL
+    assert bench.events[-1].startswith("MAIL")
     assert bench.socket.is_closed
 
 
