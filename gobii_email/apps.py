@@ -9,6 +9,8 @@ class GobiiEmailConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
+        from gobii_email import signals
         from gobii_email.checks import register_checks
 
         register_checks()
+        signals.connect()

@@ -76,7 +76,7 @@ def settle(attempt: OutboundMessageAttempt, outcome: Outcome, *, provider: Provi
 
 def _read(attempt: OutboundMessageAttempt, outcome: Outcome, provider: Provider, now: datetime) -> Ending:
     judgement = judge(outcome, attempt.addresses)
-    following = _following(attempt, judgement, now)
+    following = _following(attempt, judgement, provider, now)
     move = judgement.move
     if move is Move.ACCEPTED and provider is Provider.SIMULATION:
         move = Move.CONFIRMED
@@ -85,12 +85,15 @@ def _read(attempt: OutboundMessageAttempt, outcome: Outcome, provider: Provider,
     return Ending(outcome, judgement, move, following, what_was_said(outcome))
 
 
-def _following(attempt: OutboundMessageAttempt, judgement: Judgement, now: datetime) -> Next | None:
+def _following(
+    attempt: OutboundMessageAttempt, judgement: Judgement, provider: Provider, now: datetime
+) -> Next | None:
     """When to try the deferred recipients again; None when there are none, or no time is left for them."""
     if not judgement.to_retry:
         return None
     expires_at = attempt.message.expires_at or now
-    if judgement.hold is not None:
+    # Only an account can be held and woken by its owner; without one the schedule decides.
+    if judgement.hold is not None and provider is Provider.SMTP:
         until = hold.ends_at(judgement.hold, now)
         due_at = min(until or expires_at, expires_at)
         return Next(now, due_at, held_code=str(judgement.hold.hold), held_reason=judgement.hold.advice)
