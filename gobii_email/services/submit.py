@@ -10,7 +10,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 
 from django.db import models, transaction
 from django.utils import timezone
@@ -26,6 +25,7 @@ from gobii_email.domain.composition import (
     match_inline_images,
     new_message_id,
 )
+from gobii_email.domain.content import decode_escapes
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.lifecycle import MessageStatus, OnDoubt, RecipientStatus
 from gobii_email.domain.selection import AccountFacts, Circumstances, account_obstacle
@@ -126,7 +126,7 @@ def submit(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:
         attempts = _write(drafts, frozen, now)
         due = [str(attempt.pk) for attempt in attempts if attempt.not_before <= now]
         if due:
-            transaction.on_commit(partial(wiring.doorbell().ring, due), robust=True)
+            transaction.on_commit(lambda: wiring.doorbell().ring(due), robust=True)
     return attempts
 
 
@@ -191,6 +191,11 @@ def addresses(field_name: str, given: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(parse_mailbox(item, field=field_name)[1] for item in items)
 
 
+def subject_line(text: str) -> str:
+    """`text` as it is sent: escape sequences that a model left in it decoded, on one line. Raises InvalidMail."""
+    return clean_subject(decode_escapes(text))
+
+
 def mail_of(message: PersistentAgentMessage) -> Mail:
     """What a stored message says. Reads its endpoints and attachments; raises InvalidMail."""
     endpoint = message.from_endpoint
@@ -203,7 +208,7 @@ def mail_of(message: PersistentAgentMessage) -> Mail:
         to=addresses("to", [message.to_endpoint.address] if message.to_endpoint else []),
         cc=addresses("cc", [cc.address for cc in message.cc_endpoints.all()]),
         bcc=addresses("bcc", [bcc.address for bcc in message.bcc_endpoints.all()]),
-        subject=clean_subject(subject_of(message)),
+        subject=subject_line(subject_of(message)),
         body=message.body,
         in_reply_to=in_reply_to,
         references=references,

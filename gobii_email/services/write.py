@@ -7,7 +7,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from gobii_email.domain.addresses import normalise
-from gobii_email.domain.composition import EmailAttachmentPayload, clean_subject
+from gobii_email.domain.composition import EmailAttachmentPayload
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.thread_headers import reply_headers
 from gobii_email.models import (
@@ -27,6 +27,7 @@ from gobii_email.services.submit import (
     freeze,
     reply_ids,
     reused_key,
+    subject_line,
     submit,
     submitted_under,
 )
@@ -146,7 +147,7 @@ def _checked(new: NewMail, endpoint: PersistentAgentCommsEndpoint) -> Mail:
         to=addresses("to", new.to),
         cc=addresses("cc", new.cc),
         bcc=addresses("bcc", new.bcc),
-        subject=clean_subject(new.subject),
+        subject=subject_line(new.subject),
         body=new.body,
         in_reply_to=in_reply_to,
         references=references,

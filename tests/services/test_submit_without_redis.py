@@ -1,0 +1,188 @@
+"""Submitting while the broker is away: bounded, silent, and nothing is lost."""
+
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from kombu import Connection
+
+from gobii_email import api, wiring
+from gobii_email.adapters.celery_queue import SEND_QUEUE, CeleryDoorbell
+from gobii_email.models import (
+    AgentEmailAccount,
+    OutboundMessageAttempt,
+    PersistentAgentCommsEndpoint,
+    PersistentAgentMessage,
+)
+from gobii_email.services.deliver import deliver
+from gobii_email.services.dispatch import dispatch_round
+from gobii_email.testing.processes import free_port
+from gobii_email.testing.smtp_server import ScriptedSmtpServer
+from gobii_email.testing.valkey import EmbeddedValkey
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+REFUSED_WITHIN = 0.25
+FROZEN_WITHIN = 1.2
+SILENT_WITHIN = 0.02
+
+
+@pytest.fixture
+def valkey() -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey() as server:
+        yield server
+        server.thaw()
+
+
+@pytest.fixture
+def broker(valkey: EmbeddedValkey, settings: Any) -> EmbeddedValkey:
+    """The broker that submissions ring."""
+    settings.REDIS_URL = valkey.url
+    settings.CELERY_BROKER_URL = ""
+    settings.GOBII_RING_GRACE = "0s"
+    return valkey
+
+
+def doorbell(url: str, *, pause: float = 60) -> CeleryDoorbell:
+    return CeleryDoorbell(url, hint_lifetime=timedelta(seconds=60), breaker_pause=timedelta(seconds=pause))
+
+
+def message_of(account: AgentEmailAccount) -> PersistentAgentMessage:
+    outside = {"channel": "email", "address": "to@rcpt.example", "owner_agent": None}
+    to, _ = PersistentAgentCommsEndpoint.objects.get_or_create(**outside)
+    return PersistentAgentMessage.objects.create(
+        from_endpoint=account.endpoint, to_endpoint=to, subject="Hello", body="Good morning"
+    )
+
+
+def seconds(act: Any, *arguments: Any) -> float:
+    start = time.perf_counter()
+    act(*arguments)
+    return time.perf_counter() - start
+
+
+def hints(broker: EmbeddedValkey) -> int:
+    with Connection(broker.url) as link, link.channel() as channel:
+        return int(channel.client.llen(SEND_QUEUE))
+
+
+def deliver_what_the_dispatcher_hands_out(broker: EmbeddedValkey) -> list[str]:
+    """One round of the dispatcher, and what becomes of the attempts whose hints arrived."""
+    waiting = [str(attempt.pk) for attempt in OutboundMessageAttempt.objects.filter(status="queued")]
+    before = hints(broker)
+    assert dispatch_round().handed_out == len(waiting)
+    assert hints(broker) == before + len(waiting)
+    return [deliver(attempt_id, owner="test") for attempt_id in waiting]
+
+
+def test_a_submission_leaves_one_hint_while_all_is_well(
+    broker: EmbeddedValkey, account: AgentEmailAccount
+) -> None:
+    api.deliver_agent_email(message_of(account))
+    assert hints(broker) == 1
+
+
+def test_a_broker_that_refuses_delays_nobody_and_the_mail_goes_out_when_it_is_back(
+    broker: EmbeddedValkey, account: AgentEmailAccount, smtp_server: ScriptedSmtpServer
+) -> None:
+    broker.kill()
+    assert account.endpoint
+    messages = [message_of(account) for _ in range(5)]
+    spans = [seconds(api.deliver_agent_email, message) for message in messages]
+    assert statistics.median(spans) < REFUSED_WITHIN, spans
+    assert min(spans[:3]) < REFUSED_WITHIN, spans
+    assert {message.attempts.get().status for message in messages} == {"queued"}
+    broker.restart()
+    wiring.doorbell.cache_clear()
+    assert deliver_what_the_dispatcher_hands_out(broker) == ["sent"] * 5
+    assert len(smtp_server.messages) == 5
+
+
+def test_the_first_call_to_a_refusing_broker_is_as_quick(db: None) -> None:
+    """Each doorbell is new, so none profits from the breaker of another."""
+    spans = [seconds(doorbell(f"redis://127.0.0.1:{free_port()}/0").ring, ["id"]) for _ in range(3)]
+    assert min(spans) < REFUSED_WITHIN, spans
+
+
+def test_a_frozen_broker_costs_one_caller_a_second_and_the_next_nothing(
+    broker: EmbeddedValkey, account: AgentEmailAccount, smtp_server: ScriptedSmtpServer
+) -> None:
+    warm, first, *others = [message_of(account) for _ in range(7)]
+    api.deliver_agent_email(warm)
+    broker.freeze()
+    assert seconds(api.deliver_agent_email, first) < FROZEN_WITHIN
+    spans = [seconds(wiring.doorbell().ring, ["id"]) for _ in others]
+    assert max(spans) < SILENT_WITHIN, spans
+    spans = [seconds(api.deliver_agent_email, message) for message in others]
+    assert min(spans) < REFUSED_WITHIN, "the call is not held up by the ring, only by the database"
+    broker.thaw()
+    wiring.doorbell.cache_clear()
+    assert deliver_what_the_dispatcher_hands_out(broker) == ["sent"] * 7
+    assert len(smtp_server.messages) == 7
+
+
+def test_a_frozen_broker_that_was_never_reached_costs_no_more(valkey: EmbeddedValkey) -> None:
+    valkey.freeze()
+    bell = doorbell(valkey.url)
+    assert seconds(bell.ring, ["id"] * 50) < FROZEN_WITHIN
+    assert seconds(bell.ring, ["id"]) < SILENT_WITHIN
+
+
+def test_many_callers_at_a_frozen_broker_do_not_queue_up_behind_each_other(valkey: EmbeddedValkey) -> None:
+    bell = doorbell(valkey.url)
+    bell.ring(["id"])
+    valkey.freeze()
+    spans: list[float] = []
+    callers = [threading.Thread(target=lambda: spans.append(seconds(bell.ring, ["id"]))) for _ in range(25)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert max(spans) < FROZEN_WITHIN + 0.3, sorted(spans)
+
+
+def test_after_the_pause_one_caller_knocks_and_the_others_do_not_wait(valkey: EmbeddedValkey) -> None:
+    bell = doorbell(valkey.url, pause=0.1)
+    valkey.freeze()
+    bell.ring(["id"])
+    time.sleep(0.2)
+    knock = threading.Thread(target=bell.ring, args=(["id"],))
+    knock.start()
+    time.sleep(0.05)
+    others = [seconds(bell.ring, ["id"]) for _ in range(5)]
+    knock.join()
+    assert max(others) < SILENT_WITHIN, others
+
+
+def test_a_broker_that_is_back_is_rung_again_after_the_pause(valkey: EmbeddedValkey) -> None:
+    bell = doorbell(valkey.url, pause=0.1)
+    valkey.kill()
+    assert not bell.ring(["id"])
+    valkey.restart()
+    time.sleep(0.2)
+    assert bell.ring(["id"])
+    assert hints(valkey) == 1
+
+
+def test_a_resolver_that_hangs_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung = threading.Event()
+
+    def getaddrinfo(*_: Any, **__: Any) -> Any:
+        hung.wait(5)
+        raise socket.gaierror("no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    bell = doorbell("redis://broker.example:6379/0")
+    assert seconds(bell.ring, ["id"]) < FROZEN_WITHIN
+    assert seconds(bell.ring, ["id"]) < SILENT_WITHIN
+    hung.set()
+
+
+def test_an_address_that_makes_no_sense_is_no_error_for_the_caller() -> None:
+    assert doorbell("redis://127.0.0.1:0/0").ring(["id"]) is False
+    assert doorbell("nonsense://broker/0").ring(["id"]) is False
