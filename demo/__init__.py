@@ -1,0 +1,1 @@
+"""The whole service on one machine, with everything real: run with `./bin/demo`."""
