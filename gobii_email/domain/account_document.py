@@ -207,7 +207,7 @@ def read_document(document: object) -> AccountDocument:
         smtp_password=sections.get("smtp", {}).get("password"),
         imap_password=sections.get("imap", {}).get("password"),
         oauth=OAuthTokens(**sections["oauth"]) if "oauth" in sections else None,
-        sections=frozenset(sections),
+        sections=frozenset(name for name in sections if isinstance(document[name], Mapping)),
         problems=problems,
     )
 

@@ -242,11 +242,17 @@ def edit_account(
 
 
 def save_account(account: AgentEmailAccount, changed: Iterable[str]) -> None:
-    """Writes a new account, or the `changed` fields alone: health and holds may have moved meanwhile."""
+    """Writes a new account, or the `changed` fields alone: health and holds may have moved meanwhile.
+
+    Mail that waited wakes up when sending was switched on.
+    """
+    changed = set(changed)
     if account._state.adding:
         account.save(force_insert=True)
     elif changed:
         account.save(update_fields={*changed, "updated_at"})
+    if account.is_outbound_enabled and SIDES["smtp"] in changed:
+        hold.wake(account.endpoint_id)
 
 
 def _former(account: AgentEmailAccount, values: Mapping[str, object]) -> AgentEmailAccount:
@@ -397,8 +403,6 @@ def enable(account: AgentEmailAccount, *, outbound: bool = False, inbound: bool 
         if problems:
             raise InvalidAccount([Problem(_key(field), *rest) for field, *rest in problems])
         save_account(account, SIDES.values())
-        if outbound:
-            hold.wake(account.endpoint_id)
     return account
 
 

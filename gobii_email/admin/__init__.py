@@ -1,0 +1,7 @@
+"""The Django admin: agents and their endpoints, mailboxes, and what became of each message."""
+
+from gobii_email.admin.accounts import AccountAdmin, EndpointAdmin
+from gobii_email.admin.agents import AgentAdmin
+from gobii_email.admin.messages import AttemptAdmin, MessageAdmin
+
+__all__ = ["AccountAdmin", "AgentAdmin", "AttemptAdmin", "EndpointAdmin", "MessageAdmin"]

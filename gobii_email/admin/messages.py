@@ -1,0 +1,313 @@
+"""What became of each message: read-only pages, and the three things a person may do about one.
+
+Retry, cancel and resolve ask first (GET) and act on POST, through services/intervene. A body is written
+by somebody else: it is shown in a frame without scripts, forms, network or our origin.
+"""
+
+import base64
+import re
+from dataclasses import dataclass
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default as modern
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import OuterRef, QuerySet, Subquery
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.shortcuts import redirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, reverse
+from django.utils.html import format_html
+from django.views.decorators.clickjacking import xframe_options_sameorigin
+
+from gobii_email.admin.pages import OwnPages, ReadOnly
+from gobii_email.domain.lifecycle import MessageStatus
+from gobii_email.models import FrozenMessage, OutboundMessageAttempt, PersistentAgentMessage
+from gobii_email.services import intervene
+from gobii_email.services.status import delivery_status
+
+BODY_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+MAX_INLINE_IMAGE_BYTES = 1_000_000
+_CID = re.compile(r"""(["'(])cid:([^"')\s]+)""", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """One thing to do about a message: its button, the question, and in which statuses it makes sense."""
+
+    name: str
+    button: str
+    question: str
+    done: str
+    statuses: frozenset[MessageStatus]
+
+
+S = MessageStatus
+ACTS = {
+    act.name: act
+    for act in (
+        Act(
+            "retry",
+            "Retry",
+            "Send it now to everybody who does not have it yet? Who has it is left out.",
+            "It is due now.",
+            frozenset({S.QUEUED, S.FAILED, S.PARTIALLY_SENT, S.CANCELLED}),
+        ),
+        Act(
+            "cancel",
+            "Cancel",
+            "Withdraw it? What a server may already have cannot be called back.",
+            "Withdrawn; no server has it.",
+            frozenset({S.QUEUED, S.SENDING}),
+        ),
+        Act(
+            "resolve-sent",
+            "It was sent",
+            "Did the recipient or the provider confirm that it arrived? It is then settled as sent.",
+            "Settled as sent.",
+            frozenset({S.IN_DOUBT}),
+        ),
+        Act(
+            "resolve-resend",
+            "Send it again",
+            "Are you sure that the server does not have it? Otherwise the recipients get it twice.",
+            "Settled as not sent; it is sent again.",
+            frozenset({S.IN_DOUBT}),
+        ),
+        Act(
+            "resolve-failed",
+            "It failed",
+            "Give it up? It is then settled as failed and not sent again.",
+            "Settled as failed.",
+            frozenset({S.IN_DOUBT}),
+        ),
+    )
+}
+
+
+@admin.register(PersistentAgentMessage)
+class MessageAdmin(ReadOnly, OwnPages):
+    list_display = [
+        "subject_shown",
+        "from_address",
+        "first_recipient",
+        "latest_status",
+        "provider",
+        "timestamp",
+    ]
+    list_filter = ["latest_status", "attempts__provider", "timestamp", "is_outbound"]
+    search_fields = [
+        "subject",
+        "from_address",
+        "recipients__address",
+        "rfc_message_id",
+        "=attempts__provider_message_id",
+    ]
+    search_help_text = "Subject, sender, recipient, Message-ID, or the server's queue id"
+    change_form_template = "admin/gobii_email/persistentagentmessage/change_form.html"
+    fields = [
+        "latest_status",
+        "from_address",
+        "owner_agent",
+        "rfc_message_id",
+        "in_reply_to",
+        "submitted_at",
+        "latest_sent_at",
+        "expires_at",
+        "on_doubt",
+    ]
+    readonly_fields = ["in_reply_to"]
+    list_per_page = 50
+
+    class Media:
+        css = {"all": ["gobii_email/admin.css"]}
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[PersistentAgentMessage]:
+        latest = OutboundMessageAttempt.objects.filter(message=OuterRef("pk")).order_by("-number")
+        rows = super().get_queryset(request).annotate(latest_provider=Subquery(latest.values("provider")[:1]))
+        return rows.defer("body", "raw_payload").prefetch_related("recipients")
+
+    @admin.display(description="subject", ordering="subject")
+    def subject_shown(self, message: PersistentAgentMessage) -> str:
+        return message.subject[:80] or "(no subject)"
+
+    @admin.display(description="to")
+    def first_recipient(self, message: PersistentAgentMessage) -> str:
+        recipients = list(message.recipients.all())
+        others = f" and {len(recipients) - 1} more" if len(recipients) > 1 else ""
+        return f"{recipients[0].address}{others}" if recipients else "–"
+
+    @admin.display(description="provider", ordering="latest_provider")
+    def provider(self, message: PersistentAgentMessage) -> str:
+        return str(getattr(message, "latest_provider", "") or "–").replace("_", " ")
+
+    @admin.display(description="in reply to")
+    def in_reply_to(self, message: PersistentAgentMessage) -> str:
+        if message.parent_id is None:
+            return "–"
+        return format_html('<a href="{}">{}</a>', self.url_of("change", message.parent_id), message.parent_id)
+
+    # The page of one message
+
+    def get_urls(self) -> list[URLPattern]:
+        acts = [
+            self.page(f"{name}/", self._act_view(act), name.replace("-", "_"), "GET", "POST")
+            for name, act in ACTS.items()
+        ]
+        body = self.page("body/", xframe_options_sameorigin(self.body_view), "body", "GET", "HEAD")
+        return [*acts, body, *super().get_urls()]
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], **options: Any
+    ) -> HttpResponse:
+        message = options.get("obj")
+        if message is not None:
+            frozen = FrozenMessage.objects.filter(message=message).first()
+            may_act = request.user.has_perm("gobii_email.change_persistentagentmessage")
+            context |= {
+                "report": delivery_status(message),
+                "frozen": frozen,
+                "raw_headers": raw_headers(frozen),
+                "attachments": message.attachments.all(),
+                "body_url": self.url_of("body", message.pk),
+                "acts": [
+                    (act, self.url_of(act.name.replace("-", "_"), message.pk))
+                    for act in ACTS.values()
+                    if may_act and message.latest_status in act.statuses
+                ],
+            }
+        return super().render_change_form(request, context, **options)
+
+    def body_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """The HTML as it was frozen, with its own images put in; nothing else is loaded or run."""
+        message = self.object_or_404(request, object_id)
+        if not self.has_view_permission(request, message):
+            raise Http404
+        frozen = FrozenMessage.objects.filter(message=message).first()
+        html = with_inline_images(frozen) if frozen else ""
+        return HttpResponse(
+            html, headers={"Content-Security-Policy": BODY_POLICY, "Referrer-Policy": "no-referrer"}
+        )
+
+    def _act_view(self, act: Act) -> Any:
+        def view(request: HttpRequest, object_id: str) -> HttpResponseBase:
+            self.require(request, "change_persistentagentmessage")
+            message = self.object_or_404(request, object_id)
+            if request.method == "POST":
+                return self._do(request, act, message)
+            context = self.page_context(request, message, f"{act.button}?")
+            return TemplateResponse(
+                request,
+                "admin/gobii_email/persistentagentmessage/confirm.html",
+                context | {"act": act, "media": self.media},
+            )
+
+        return view
+
+    def _do(self, request: HttpRequest, act: Act, message: PersistentAgentMessage) -> HttpResponseBase:
+        try:
+            text = perform(
+                act, message, by=request.user.get_username(), default_transport="default" in request.POST
+            )
+        except intervene.NotPossible as refused:
+            messages.error(request, str(refused))
+        else:
+            self.log_change(request, message, f"{act.button}: {text}")
+            messages.success(request, text)
+        return redirect(self.url_of("change", message.pk))
+
+
+def perform(act: Act, message: PersistentAgentMessage, *, by: str, default_transport: bool) -> str:
+    """Does it; answers what came of it. Raises NotPossible."""
+    if act.name == "retry":
+        intervene.retry(message, by=by, use_default_transport=default_transport)
+    elif act.name == "cancel":
+        if not intervene.cancel(message, by=by):
+            raise intervene.NotPossible("It cannot be withdrawn any more: a server has it or may have it.")
+    else:
+        intervene.resolve_by_hand(message, act.name.removeprefix("resolve-"), by=by)
+    return act.done
+
+
+def raw_headers(frozen: FrozenMessage | None) -> str:
+    """The header fields as they go over the wire, without the attempt's own."""
+    if frozen is None:
+        return ""
+    return bytes(frozen.mime).partition(b"\r\n\r\n")[0].decode("utf-8", "replace")
+
+
+def with_inline_images(frozen: FrozenMessage) -> str:
+    """The HTML with `cid:` images as data, so that the frame needs no network."""
+    if "cid:" not in frozen.html.lower():
+        return frozen.html
+    parsed = message_from_bytes(bytes(frozen.mime), policy=modern)
+    images = {part["content-id"].strip("<> "): part for part in parsed.walk() if part["content-id"]}
+    return _CID.sub(lambda found: found[1] + _as_data(images.get(found[2]), found[0][1:]), frozen.html)
+
+
+def _as_data(part: EmailMessage | None, otherwise: str) -> str:
+    content = (
+        part.get_payload(decode=True) if part is not None and part.get_content_maintype() == "image" else None
+    )
+    if part is None or not isinstance(content, bytes) or len(content) > MAX_INLINE_IMAGE_BYTES:
+        return otherwise
+    return f"data:{part.get_content_type()};base64,{base64.b64encode(content).decode()}"
+
+
+@admin.register(OutboundMessageAttempt)
+class AttemptAdmin(ReadOnly, OwnPages):
+    list_display = ["attempt", "status", "provider", "reply_shown", "queued_at", "finished_at"]
+    list_filter = ["status", "provider", "queued_at", "stage"]
+    list_select_related = ["message"]
+    search_fields = [
+        "=id",
+        "=message__id",
+        "message__rfc_message_id",
+        "message__from_address",
+        "message__subject",
+        "=provider_message_id",
+    ]
+    search_help_text = "Attempt or message id, Message-ID, sender, subject, or the server's queue id"
+    fields = [
+        "message_link",
+        "number",
+        "status",
+        "provider",
+        "provider_message_id",
+        "addresses",
+        "stage",
+        "verdict",
+        "scope",
+        "smtp_code",
+        "enhanced_status",
+        "reply",
+        "error_code",
+        "error_message",
+        "queued_at",
+        "not_before",
+        "started_at",
+        "marked_at",
+        "finished_at",
+        "due_at",
+        "held_reason",
+        "lease_owner",
+        "stage_ms",
+        "tls",
+        "peer_address",
+    ]
+    readonly_fields = ["message_link", "lease_owner"]
+    list_per_page = 50
+
+    @admin.display(description="attempt", ordering="queued_at")
+    def attempt(self, attempt: OutboundMessageAttempt) -> str:
+        return f"{attempt.number} of “{attempt.message.subject[:60] or attempt.message_id}”"
+
+    @admin.display(description="what was said")
+    def reply_shown(self, attempt: OutboundMessageAttempt) -> str:
+        return (attempt.error_message or attempt.reply)[:100] or "–"
+
+    @admin.display(description="message")
+    def message_link(self, attempt: OutboundMessageAttempt) -> str:
+        url = reverse("admin:gobii_email_persistentagentmessage_change", args=[attempt.message_id])
+        return format_html('<a href="{}">{}</a>', url, attempt.message)

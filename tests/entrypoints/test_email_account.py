@@ -1,0 +1,158 @@
+"""`email_account` as an operator or a script uses it: exit codes, JSON, steps, and no secret anywhere."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from gobii_email.models import AgentEmailAccount
+from gobii_email.testing.certificates import ThrowAwayAuthority
+from gobii_email.testing.smtp_server import ScriptedSmtpServer
+
+pytestmark = pytest.mark.django_db
+PASSWORD = "pässwörd-S3cret"
+ADDRESS = "anna@sender.example"
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def server(authority: ThrowAwayAuthority, settings: Any) -> Iterator[ScriptedSmtpServer]:
+    with ScriptedSmtpServer(tls=authority.good(), users={"anna": PASSWORD}) as started:
+        settings.BYO_EMAIL_ALLOWED_PORTS = {started.port}
+        yield started
+
+
+@pytest.fixture
+def document(server: ScriptedSmtpServer, tmp_path: Path) -> Path:
+    path = tmp_path / "account.json"
+    smtp = {"host": "localhost", "port": server.port, "username": "anna", "password": PASSWORD}
+    path.write_text(json.dumps({"agent": "Anna", "address": ADDRESS, "smtp": smtp}))
+    return path
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output, and the sentence for standard error."""
+    out = io.StringIO()
+    try:
+        call_command("email_account", *arguments, stdout=out)
+    except CommandError as ended:
+        return ended.returncode, out.getvalue(), str(ended)
+    return 0, out.getvalue(), ""
+
+
+def test_apply_test_enable_is_all_it_takes(server: ScriptedSmtpServer, document: Path) -> None:
+    code, out, _ = run("apply", str(document))
+    assert code == 0 and json.loads(out)["account_id"] == str(AgentEmailAccount.objects.get().pk)
+    assert PASSWORD not in out
+
+    code, out, _ = run("test", ADDRESS, "--smtp")
+    assert code == 0 and "✓ auth" in out and "✓ The server accepts mail" in out
+
+    code, out, _ = run("enable", ADDRESS, "--outbound", "--json")
+    assert code == 0 and json.loads(out)["is_outbound_enabled"] is True
+    assert run("disable", ADDRESS)[0] == 0
+    assert not AgentEmailAccount.objects.get().is_outbound_enabled
+
+
+def test_a_failed_test_shows_the_step_the_advice_and_exit_code_1(
+    server: ScriptedSmtpServer, document: Path
+) -> None:
+    run("apply", str(document))
+    server.users["anna"] = "another"
+    code, out, said = run("test", ADDRESS)
+    assert code == 1 and "✗ auth" in out and "Enter them again" in out and "535" in said
+    code, out, _ = run("test", ADDRESS, "--json")
+    answer = json.loads(out)
+    assert code == 1 and answer["ok"] is False and answer["error"]["remedy"]
+    assert [step["status"] for step in answer["steps"]].count("fail") == 1
+
+
+def test_what_was_not_tested_is_refused_with_exit_code_1(document: Path) -> None:
+    run("apply", str(document))
+    code, out, said = run("enable", ADDRESS, "--json")
+    assert code == 1 and "Run Test SMTP" in said
+    assert json.loads(out)["error"]["field"] == "is_outbound_enabled"
+
+
+def test_the_imap_test_says_that_it_is_not_there_yet(document: Path) -> None:
+    run("apply", str(document))
+    assert run("test", ADDRESS, "--imap") == (1, "", "IMAP test is not available yet.")
+
+
+@pytest.mark.parametrize("action", ["show", "pause", "resume", "delete", "test", "enable", "disable"])
+def test_an_account_that_does_not_exist_is_a_sentence_and_not_a_traceback(action: str) -> None:
+    code, out, said = run(action, "nobody@sender.example", "--json")
+    assert code == 1 and "There is no account" in said
+    assert json.loads(out)["error"]["field"] == "address"
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        ("{", 2, "not JSON"),
+        ("[" * 100_000, 2, "not JSON"),
+        ('"text"', 1, "not a JSON object"),
+        ('{"address": "anna@sender.example"}', 1, "agent: it is missing"),
+    ],
+    ids=["torn", "deep", "no object", "no agent"],
+)
+def test_a_bad_document_names_what_is_wrong(content: str, code: int, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    result = run("apply", str(path), "--json")
+    assert result[0] == code and said in result[2]
+    assert json.loads(result[1])["error"]["reason"]
+    assert not AgentEmailAccount.objects.exists()
+
+
+def test_a_missing_file_is_a_usage_error() -> None:
+    assert run("apply", "no-such-file.json")[0] == 2
+
+
+def test_pause_and_resume_and_delete(document: Path) -> None:
+    run("apply", str(document))
+    assert run("pause", ADDRESS, "--reason", "Quarter's end", "--for", "30m")[0] == 0
+    account = AgentEmailAccount.objects.get()
+    assert (account.state, account.state_reason) == ("paused", "Quarter's end") and account.state_until
+    assert json.loads(run("resume", ADDRESS, "--json")[1])["state"] == "active"
+    assert json.loads(run("list", "--json")[1])[0]["address"] == ADDRESS
+    assert "smtp host" in run("show", ADDRESS)[1]
+    assert run("delete", ADDRESS)[0] == 0 and not AgentEmailAccount.objects.exists()
+    assert "No accounts yet" in run("list")[1]
+
+
+def test_no_command_shows_the_password(document: Path) -> None:
+    shown = "".join("".join(map(str, run(*command))) for command in (
+        ("apply", str(document)), ("list",), ("list", "--json"), ("show", ADDRESS), ("show", ADDRESS, "--json"),
+        ("test", ADDRESS), ("enable", ADDRESS, "--json"),
+    ))  # fmt: skip
+    assert ADDRESS in shown and "S3cret" not in shown
+
+
+def test_the_process_ends_with_the_code_and_reads_standard_input(tmp_path: Path) -> None:
+    environment = os.environ | {"GOBII_VAR": str(tmp_path), "DJANGO_SETTINGS_MODULE": "gobii_email.settings"}
+    environment |= {"DATABASE_URL": f"sqlite:///{tmp_path / 'one.sqlite3'}"}
+
+    def manage(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(REPOSITORY / "manage.py"), *arguments],
+            input=given, env=environment, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    unmigrated = manage("email_account", "list", "--json")
+    assert unmigrated.returncode == 1 and "migrate" in json.loads(unmigrated.stdout)["error"]["remedy"]
+    assert manage("migrate", "-v0").returncode == 0
+    smtp = {"host": "smtp.sender.example", "password": PASSWORD}
+    given = json.dumps({"agent": "Anna", "address": ADDRESS, "smtp": smtp})
+    applied = manage("email_account", "apply", "-", given=given)
+    assert applied.returncode == 0 and json.loads(applied.stdout)["address"] == ADDRESS
+    failed = manage("email_account", "enable", ADDRESS)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    assert manage("email_account", "explode").returncode == 2
