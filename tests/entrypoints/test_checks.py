@@ -69,7 +69,9 @@ def test_the_database_is_asked_only_where_it_is_named(settings, django_assert_nu
     with django_assert_num_queries(0):
         assert run_checks(tags=["gobii_email"]) == []
     an_account().save()
-    assert checks.check_key_ring_is_there(databases=["default"]) == [], "an account without a secret needs no key"
+    assert checks.check_key_ring_is_there(databases=["default"]) == [], (
+        "an account without a secret needs no key"
+    )
 
 
 class PreforkPool:

@@ -42,7 +42,8 @@ def test_the_document_has_every_field_of_the_contract(message):
     }  # fmt: skip
     assert set(document["attempts"][0]) == {
         "attempt_id", "number", "provider", "status", "stage", "verdict", "scope", "smtp_code",
-        "enhanced_status", "error_code", "error_message", "provider_message_id", "queued_at", "started_at", "finished_at",
+        "enhanced_status", "error_code", "error_message", "provider_message_id",
+        "queued_at", "started_at", "finished_at",
         "next_attempt_at",
     }  # fmt: skip
     assert set(document["timeline"][0]) == {"at", "event", "text"}
