@@ -163,8 +163,9 @@ def check_options(options: Options, now: datetime) -> None:
         raise InvalidMail("expires_at", "it is over before the message may be sent", "Choose a later moment")
     if options.on_doubt is not None and options.on_doubt not in set(OnDoubt):
         raise InvalidMail("on_doubt", f"{options.on_doubt!r} is unknown", "Use hold or resend")
-    if options.idempotency_key is not None and not 0 < len(options.idempotency_key) <= 255:
-        raise InvalidMail("idempotency_key", "it is empty or longer than 255 characters", "Use a shorter one")
+    key = options.idempotency_key
+    if key is not None and not (0 < len(key) <= 255 and key.isprintable()):
+        raise InvalidMail("idempotency_key", "it is not 1 to 255 printable characters", "Use another one")
 
 
 def check_recipients(endpoint: PersistentAgentCommsEndpoint, mail: Mail) -> None:

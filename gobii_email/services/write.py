@@ -1,13 +1,15 @@
 """Writing new messages from plain values, and queueing them, many in as few statements as one."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
-from gobii_email.domain.addresses import normalise
+from gobii_email.domain.addresses import normalise, one_line
 from gobii_email.domain.composition import EmailAttachmentPayload
+from gobii_email.domain.header_fields import check_headers
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.thread_headers import reply_headers
 from gobii_email.models import (
@@ -114,7 +116,8 @@ def _sender_key(sender: PersistentAgentCommsEndpoint | str) -> str:
 
 def _senders(mails: Sequence[NewMail]) -> dict[str, PersistentAgentCommsEndpoint]:
     """The sending endpoints that exist, by the key they were given under, ready for submission."""
-    named = {new.from_endpoint for new in mails if isinstance(new.from_endpoint, str)}
+    texts = {new.from_endpoint for new in mails if isinstance(new.from_endpoint, str)}
+    named = set(filter(str.isprintable, texts))
     given = {new.from_endpoint.pk for new in mails if not isinstance(new.from_endpoint, str)}
     endpoints = PersistentAgentCommsEndpoint.objects.select_related(
         "owner_agent__user", "email_meta", "agentemailaccount"
@@ -148,15 +151,20 @@ def _checked(new: NewMail, endpoint: PersistentAgentCommsEndpoint) -> Mail:
         cc=addresses("cc", new.cc),
         bcc=addresses("bcc", new.bcc),
         subject=subject_line(new.subject),
-        body=new.body,
+        body=storable(new.body),
         in_reply_to=in_reply_to,
         references=references,
-        reply_to=reply_to,
-        headers=headers,
+        reply_to=one_line(reply_to),
+        headers=check_headers(headers),
         attachments=new.attachments,
     )
     check_recipients(endpoint, mail)
     return mail
+
+
+def storable(text: str) -> str:
+    """`text` with what no database keeps, NUL and half characters, replaced by U+FFFD."""
+    return re.sub("[\0\ud800-\udfff]", "\ufffd", text)
 
 
 def _thread(parent: PersistentAgentMessage | str | None) -> tuple[str, tuple[str, ...]]:
