@@ -103,14 +103,20 @@ class Stack:
     """Workers and dispatchers on a Valkey and a database of their own, under `directory`.
 
     Without `database_url` the database is a SQLite file. `env` is added to the environment of every
-    process. Use as a context manager, or `start()` and `stop()`.
+    process. `broker`, with `url`, `start` and `stop`, takes the Valkey's place. Use as a context manager,
+    or `start()` and `stop()`.
     """
 
     def __init__(
-        self, directory: Path, database_url: str | None = None, env: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        database_url: str | None = None,
+        env: Mapping[str, str] | None = None,
+        *,
+        broker: Any = None,
     ) -> None:
         self.directory = Path(directory)
-        self.valkey = EmbeddedValkey()
+        self.valkey = broker or EmbeddedValkey()
         self.processes: list[Process] = []
         self._database_url = database_url or f"sqlite:///{self.directory / 'stack.sqlite3'}"
         self._given = dict(env or {})
