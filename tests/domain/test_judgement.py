@@ -36,8 +36,18 @@ CASES: list[tuple[str, Outcome, str, str]] = [
         "temporary",
         "deferred deferred deferred",
     ),
-    ("some for later", Refused(Stage.RCPT, NO, {A: LATER, B: NO, C: NO}), "temporary", "deferred refused refused"),
-    ("refused at the dot", Refused(Stage.DOT, parse_reply("554 5.7.1 Spam")), "permanent", "refused refused refused"),
+    (
+        "some for later",
+        Refused(Stage.RCPT, NO, {A: LATER, B: NO, C: NO}),
+        "temporary",
+        "deferred refused refused",
+    ),
+    (
+        "refused at the dot",
+        Refused(Stage.DOT, parse_reply("554 5.7.1 Spam")),
+        "permanent",
+        "refused refused refused",
+    ),
     (
         "for later at the dot, one refused before",
         Refused(Stage.DOT, parse_reply("451 4.3.0 Try later"), {B: NO}),
@@ -47,8 +57,18 @@ CASES: list[tuple[str, Outcome, str, str]] = [
     ("a refused login", Refused(Stage.AUTH, LOGIN), "temporary", "deferred deferred deferred"),
     ("a quota behind a 5xx", Refused(Stage.DOT, QUOTA), "temporary", "deferred deferred deferred"),
     ("lost before the mark", lost(), "lost before the mark", "deferred deferred deferred"),
-    ("lost before the mark, one refused", lost(refused={A: NO}), "lost before the mark", "refused deferred deferred"),
-    ("lost after the mark", lost(Stage.DOT, is_marked=True), "lost after the mark", "pending pending pending"),
+    (
+        "lost before the mark, one refused",
+        lost(refused={A: NO}),
+        "lost before the mark",
+        "refused deferred deferred",
+    ),
+    (
+        "lost after the mark",
+        lost(Stage.DOT, is_marked=True),
+        "lost after the mark",
+        "pending pending pending",
+    ),
     (
         "lost after the mark, two spoken of",
         lost(Stage.DOT, is_marked=True, refused={A: NO, B: LATER}),
@@ -56,8 +76,13 @@ CASES: list[tuple[str, Outcome, str, str]] = [
         "refused deferred pending",
     ),
     ("too large", lost(cause=Cause.MESSAGE_TOO_LARGE), "permanent", "refused refused refused"),
-    ("a password that cannot be read", lost(cause=Cause.SECRET_UNREADABLE), "lost before the mark", "deferred deferred deferred"),
-]  # fmt: skip
+    (
+        "a password that cannot be read",
+        lost(cause=Cause.SECRET_UNREADABLE),
+        "lost before the mark",
+        "deferred deferred deferred",
+    ),
+]
 
 
 @pytest.mark.parametrize(

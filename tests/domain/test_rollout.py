@@ -1,6 +1,7 @@
 """Who is included while the feature is being rolled out."""
 
 import uuid
+from itertools import pairwise
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_a_percentage_includes_about_that_many() -> None:
 
 def test_whoever_is_included_stays_so_while_the_percentage_rises() -> None:
     steps = [included(Rollout(percent=percent)) for percent in (1, 10, 50, 99, 100)]
-    assert all(smaller <= larger for smaller, larger in zip(steps, steps[1:], strict=False))
+    assert all(smaller <= larger for smaller, larger in pairwise(steps))
     assert included(Rollout(percent=10)) == included(Rollout(percent=10))
 
 

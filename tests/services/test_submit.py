@@ -227,7 +227,7 @@ def test_the_same_key_on_another_stored_message_answers_the_first_attempt(endpoi
 def test_the_same_key_with_other_content_is_a_conflict(endpoint: Endpoint, change: dict[str, Any]) -> None:
     send(idempotency_key="order-7")
     before = row_counts()
-    with pytest.raises(api.IdempotencyConflict, match="order-7.*new key"):
+    with pytest.raises(api.IdempotencyConflict, match=r"order-7.*new key"):
         send(idempotency_key="order-7", **change)
     assert row_counts() == before
 

@@ -1,0 +1,217 @@
+"""Every setting is parsed, every error is reported at once, and the nearer source wins."""
+
+from dataclasses import MISSING, fields
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+
+from gobii_email import conf
+from gobii_email.conf import Config, config, load, read_text
+from gobii_email.domain.rollout import Rollout
+from gobii_email.domain.secret import Secret
+
+ROWS = {row.metadata["name"]: row for row in fields(Config)}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_set(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    for name in ROWS:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(f"{name}_FILE", raising=False)
+        if hasattr(settings, name):
+            delattr(settings, name)
+    config.cache_clear()
+
+
+GIVEN: list[tuple[str, str, str, object]] = [
+    ("REDIS_URL", "redis_url", "redis://r:1/2", "redis://r:1/2"),
+    ("CELERY_BROKER_URL", "celery_broker_url", "amqp://b", "amqp://b"),
+    ("GOBII_ENCRYPTION_KEY", "encryption_key", "k:AAAA", Secret("k:AAAA")),
+    ("BYO_EMAIL_ENABLED", "byo_email_enabled_setting", "off", False),
+    ("BYO_EMAIL_ROLLOUT", "byo_email_rollout", "25%", Rollout(percent=25)),
+    ("GOBII_PROPRIETARY_MODE", "proprietary_mode", "True", True),
+    ("SIMULATE_EMAIL_DELIVERY", "simulate_setting", "no", False),
+    ("POSTMARK_SERVER_TOKEN", "postmark_server_token", "t", Secret("t")),
+    ("POSTMARK_WEBHOOK_SECRET", "postmark_webhook_secret", "u:p", Secret("u:p")),
+    ("POSTMARK_API_URL", "postmark_api_url", "http://p/", "http://p/"),
+    ("GOBII_TASK_EVENTS", "task_events", "0", False),
+    ("GOBII_MESSAGES_PER_CONNECTION", "messages_per_connection", "20", 20),
+    (
+        "BYO_EMAIL_ALLOWED_NETWORKS",
+        "allowed_networks",
+        "127.0.0.0/8, ::1/128",
+        (ip_network("127.0.0.0/8"), ip_network("::1/128")),
+    ),
+    ("BYO_EMAIL_ALLOWED_PORTS", "allowed_ports", "25, 587", frozenset({25, 587})),
+    ("GOBII_RETRY_SCHEDULE", "retry_schedule", "1s,2m", (timedelta(seconds=1), timedelta(minutes=2))),
+    ("GOBII_RETRY_JITTER", "retry_jitter", "0", 0.0),
+    ("GOBII_EXPIRES_AFTER", "expires_after", "2d", timedelta(days=2)),
+    ("GOBII_LEASE", "lease", "90", timedelta(seconds=90)),
+    ("GOBII_DOUBT_RESEND_AFTER", "doubt_resend_after", "1.5h", timedelta(minutes=90)),
+    ("GOBII_DEADLINE_CONNECT", "deadline_connect", "250ms", timedelta(milliseconds=250)),
+    ("GOBII_DEADLINE_STEP", "deadline_step", "1s", timedelta(seconds=1)),
+    ("GOBII_DEADLINE_ENVELOPE", "deadline_envelope", "1s", timedelta(seconds=1)),
+    ("GOBII_DEADLINE_BODY", "deadline_body", "1s", timedelta(seconds=1)),
+    ("GOBII_DEADLINE_DOT", "deadline_dot", "1s", timedelta(seconds=1)),
+    ("GOBII_DISPATCH_EVERY", "dispatch_every", "0.1s", timedelta(seconds=0.1)),
+    ("GOBII_HINT_LIFETIME", "hint_lifetime", "1s", timedelta(seconds=1)),
+    ("GOBII_RING_GRACE", "ring_grace", "1s", timedelta(seconds=1)),
+    ("GOBII_BREAKER_PAUSE", "breaker_pause", "1s", timedelta(seconds=1)),
+    ("GOBII_MAX_MESSAGE_BYTES", "max_message_bytes", "1000", 1000),
+    ("GOBII_MAX_RECIPIENTS", "max_recipients", "3", 3),
+    ("PUBLIC_URL", "public_url", "https://m", "https://m"),
+]
+
+
+@pytest.mark.parametrize(("name", "attribute", "text", "meant"), GIVEN, ids=[case[0] for case in GIVEN])
+@pytest.mark.parametrize("source", ["environment", "file", "django"])
+def test_a_setting_is_read_from_each_source(
+    name: str, attribute: str, text: str, meant: object, source: str,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: Any,
+) -> None:  # fmt: skip
+    if source == "django":
+        setattr(settings, name, text)
+    elif source == "environment":
+        monkeypatch.setenv(name, f" {text}\n")
+    else:
+        (tmp_path / "value").write_text(f"{text}\n", encoding="utf-8")
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "value"))
+    found = getattr(load(), attribute)
+    if isinstance(meant, Secret):
+        assert found.reveal() == meant.reveal()
+    else:
+        assert found == meant
+        assert type(found) is type(meant)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_default_is_usable_and_explained(name: str) -> None:
+    row = ROWS[name]
+    assert getattr(load(), row.name) is not MISSING
+    assert len(row.metadata["meaning"]) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("BYO_EMAIL_ENABLED", "perhaps"),
+        ("GOBII_PROPRIETARY_MODE", "2"),
+        ("BYO_EMAIL_ROLLOUT", "101%"),
+        ("BYO_EMAIL_ALLOWED_NETWORKS", "10.0.0.1/8"),
+        ("BYO_EMAIL_ALLOWED_PORTS", "0"),
+        ("BYO_EMAIL_ALLOWED_PORTS", "65536"),
+        ("BYO_EMAIL_ALLOWED_PORTS", "smtp"),
+        ("GOBII_RETRY_SCHEDULE", "1m,soon"),
+        ("GOBII_RETRY_JITTER", "1"),
+        ("GOBII_LEASE", "-1s"),
+        ("GOBII_LEASE", "1w"),
+        ("GOBII_MAX_RECIPIENTS", "1.5"),
+    ],
+)
+def test_a_wrong_value_is_reported_under_its_name(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(ImproperlyConfigured, match=f"{name}: "):
+        load()
+
+
+def test_all_errors_are_reported_at_once_and_no_secret_among_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GOBII_LEASE", "soon")
+    monkeypatch.setenv("BYO_EMAIL_ALLOWED_PORTS", "99999")
+    monkeypatch.setenv("POSTMARK_SERVER_TOKEN_FILE", str(tmp_path / "absent"))
+    monkeypatch.setenv("GOBII_ENCRYPTION_KEY", "k:c2VjcmV0")
+    with pytest.raises(ImproperlyConfigured) as caught:
+        load()
+    head, *lines = str(caught.value).splitlines()
+    assert head == "Settings that cannot be used:"
+    assert sorted(line.partition(":")[0] for line in lines) == [
+        "BYO_EMAIL_ALLOWED_PORTS",
+        "GOBII_LEASE",
+        "POSTMARK_SERVER_TOKEN",
+    ]
+    assert "c2VjcmV0" not in str(caught.value)
+
+
+def test_the_django_setting_beats_the_environment_and_that_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: Any
+) -> None:
+    (tmp_path / "value").write_text("3s")
+    monkeypatch.setenv("GOBII_LEASE_FILE", str(tmp_path / "value"))
+    assert load().lease == timedelta(seconds=3)
+    monkeypatch.setenv("GOBII_LEASE", "2s")
+    assert load().lease == timedelta(seconds=2)
+    settings.GOBII_LEASE = "1s"
+    assert load().lease == timedelta(seconds=1)
+
+
+def test_a_django_setting_may_have_its_own_type(settings: Any) -> None:
+    settings.GOBII_LEASE = timedelta(seconds=7)
+    settings.GOBII_DEADLINE_DOT = 9
+    settings.BYO_EMAIL_ENABLED = False
+    settings.GOBII_MAX_RECIPIENTS = 4
+    settings.BYO_EMAIL_ALLOWED_PORTS = [25, 587]
+    settings.BYO_EMAIL_ALLOWED_NETWORKS = ["127.0.0.0/8"]
+    settings.BYO_EMAIL_ROLLOUT = ["a@sender.example"]
+    found = load()
+    assert (found.lease, found.deadline_dot) == (timedelta(seconds=7), timedelta(seconds=9))
+    assert (found.byo_email_enabled, found.max_recipients) == (False, 4)
+    assert found.allowed_ports == {25, 587}
+    assert found.allowed_networks == (ip_network("127.0.0.0/8"),)
+    assert found.byo_email_rollout.includes("x", "a@sender.example")
+
+
+def test_a_secret_of_a_django_setting_is_not_shown(settings: Any) -> None:
+    settings.POSTMARK_SERVER_TOKEN = "canary-token"
+    assert "canary-token" not in repr(load())
+
+
+@pytest.mark.parametrize(
+    ("proprietary", "byo", "simulate", "expected"),
+    [
+        ("false", "", "", (True, True)),
+        ("true", "", "", (False, False)),
+        ("true", "true", "true", (True, True)),
+        ("false", "false", "false", (False, False)),
+    ],
+)
+def test_what_is_not_said_follows_from_the_mode(
+    proprietary: str, byo: str, simulate: str, expected: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOBII_PROPRIETARY_MODE", proprietary)
+    monkeypatch.setenv("BYO_EMAIL_ENABLED", byo)
+    monkeypatch.setenv("SIMULATE_EMAIL_DELIVERY", simulate)
+    found = load()
+    assert (found.byo_email_enabled, found.simulates) == expected
+
+
+def test_the_broker_is_redis_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis://r/1")
+    assert load().broker_url == "redis://r/1"
+    monkeypatch.setenv("CELERY_BROKER_URL", "amqp://b")
+    assert load().broker_url == "amqp://b"
+
+
+def test_settings_are_read_once_and_again_when_overridden(settings: Any) -> None:
+    assert config() is config()
+    settings.GOBII_LEASE = "5s"
+    assert config().lease == timedelta(seconds=5)
+
+
+def test_an_empty_variable_counts_as_said(tmp_path: Path) -> None:
+    (tmp_path / "value").write_text("from the file")
+    environment = {"NAME": "", "NAME_FILE": str(tmp_path / "value")}
+    assert read_text("NAME", "default", environment) == ""
+    assert read_text("NAME", "default", {"NAME_FILE": environment["NAME_FILE"]}) == "from the file"
+    assert read_text("NAME", "default", {}) == "default"
+
+
+def test_every_setting_is_in_the_table_above() -> None:
+    assert {case[0] for case in GIVEN} == set(ROWS)
+    assert conf.__doc__
