@@ -46,6 +46,8 @@ def run(name: str, *arguments: object) -> Answer:
     except CommandError as problem:
         code = problem.returncode
         error.write(str(problem))
+    except SystemExit as end:
+        code = int(end.code or 0)
     return Answer(code, out.getvalue(), error.getvalue())
 
 
