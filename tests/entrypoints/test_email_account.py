@@ -130,7 +130,8 @@ def test_pause_and_resume_and_delete(document: Path) -> None:
 
 def test_no_command_shows_the_password(document: Path) -> None:
     shown = "".join("".join(map(str, run(*command))) for command in (
-        ("apply", str(document)), ("list",), ("list", "--json"), ("show", ADDRESS), ("show", ADDRESS, "--json"),
+        ("apply", str(document)), ("list",), ("list", "--json"), ("show", ADDRESS),
+        ("show", ADDRESS, "--json"),
         ("test", ADDRESS), ("enable", ADDRESS, "--json"),
     ))  # fmt: skip
     assert ADDRESS in shown and "S3cret" not in shown
