@@ -14,7 +14,7 @@ from django.db.models import Q
 
 from gobii_email.domain.classification import AccountState
 from gobii_email.domain.secret import Secret
-from gobii_email.encryption import SecretContext, SecretsEncryption
+from gobii_email.encryption import SecretContext, SecretsEncryption, SecretUnreadable
 from gobii_email.models.agents import PersistentAgentCommsEndpoint
 from gobii_email.ports import Auth, Security, SmtpServer
 
@@ -195,6 +195,10 @@ class AgentEmailAccount(models.Model):
             case self.AuthMode.NONE:
                 return None
             case self.AuthMode.OAUTH2:
+                if not hasattr(self, "oauth_credential"):
+                    raise SecretUnreadable(
+                        "The mailbox is not connected by OAuth any more; connect it again."
+                    )
                 return self.oauth_credential.get_access_token()
             case _:
                 return self.get_smtp_password()

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.utils import timezone
 
 from gobii_email import telemetry, wiring
 from gobii_email.conf import config
 from gobii_email.domain.classification import AccountState
 from gobii_email.domain.composition import with_attempt_header
-from gobii_email.domain.lifecycle import Move, Provider
+from gobii_email.domain.lifecycle import AttemptStatus, Move, Provider
 from gobii_email.domain.outcomes import Cause, Lost, Outcome
 from gobii_email.domain.selection import (
     AccountFacts,
@@ -62,7 +62,7 @@ def deliver(attempt_id: str, *, owner: str) -> str:
     wait = _asked_to_wait(attempt, provider, now)
     if wait is not None:
         return postpone(attempt, "limited", wait.reason, wait.until, now)
-    lease = Lease(attempt, config().lease, longest=longest_send(attempt))
+    lease = Lease(attempt, provider, config().lease, longest=longest_send(attempt))
     keeper.keep(lease)
     try:
         outcome = hand_over(attempt, provider, lease)
@@ -71,7 +71,7 @@ def deliver(attempt_id: str, *, owner: str) -> str:
         )
     finally:
         keeper.let_go(lease)
-    return str(attempt.status)
+    return "lease lost" if attempt.status == AttemptStatus.SENDING else str(attempt.status)
 
 
 def claim(attempt_id: str, owner: str) -> OutboundMessageAttempt | None:
@@ -181,5 +181,7 @@ def persist(write: Callable[[], object], *, within: timedelta) -> None:
             if time.monotonic() + pause > give_up_at:
                 logger.exception("attempt.settle.failed")
                 raise
+            if not connection.in_atomic_block:
+                connection.close()
             time.sleep(pause)
             pause = min(pause * 2, 5)

@@ -15,7 +15,7 @@ from django.db import DatabaseError, connection
 from django.db.models import Exists, QuerySet
 from django.utils import timezone
 
-from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus
+from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus, Provider
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.models import OutboundMessageAttempt, PersistentAgentMessage
 from gobii_email.ports import LeaseLost
@@ -35,12 +35,14 @@ class Lease:
     def __init__(
         self,
         attempt: OutboundMessageAttempt,
+        provider: Provider,
         length: timedelta,
         *,
         longest: timedelta,
         clock: Callable[[], datetime] = timezone.now,
     ) -> None:
         self.attempt = attempt
+        self.provider = provider
         self.length = length
         self.clock = clock
         self.ends_for_good_at = clock() + longest
@@ -59,9 +61,13 @@ class Lease:
     def mark(self) -> None:
         """Commits, on its own, that the server may from now on have the message."""
         now = self.clock()
-        if not _is_written(
-            lambda: self._row().update(due_at=now + self.length, stage=Stage.DOT, marked_at=now)
-        ):
+        values = {
+            "due_at": now + self.length,
+            "stage": Stage.DOT,
+            "provider": self.provider,
+            "marked_at": now,
+        }
+        if not _is_written(lambda: self._row().update(**values)):
             raise LeaseLost
 
     def _row(self) -> QuerySet[OutboundMessageAttempt]:
