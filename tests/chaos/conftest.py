@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,28 @@ CONNECT = """
 from gobii_email.models import *
 agent = PersistentAgent.objects.create(name="Ada")
 endpoint = PersistentAgentCommsEndpoint.objects.create(owner_agent=agent, channel="email", address={sender!r})
-account = AgentEmailAccount(endpoint=endpoint, smtp_host="localhost", smtp_port={port}, smtp_security="starttls",
-    smtp_auth="plain", smtp_username={sender!r})
+account = AgentEmailAccount(endpoint=endpoint, smtp_host="localhost", smtp_port={port})
+account.smtp_security, account.smtp_auth, account.smtp_username = "starttls", "plain", {sender!r}
 account.set_smtp_password({password!r})
 account.smtp_tested_fingerprint = account.smtp_fingerprint()
 account.is_outbound_enabled = True
 account.full_clean()
 account.save()
+"""
+
+SEND = """
+from gobii_email.api import send_agent_email
+for n in range({count}):
+    message = send_agent_email(
+        from_endpoint={sender!r}, to=f"to{{n}}@rcpt.example", subject=f"mail {{n}}", body="Hello", **{options!r}
+    )
+    print(message.pk)
+"""
+
+STATUSES = """
+import json
+from gobii_email.models import PersistentAgentMessage
+print(json.dumps(list(PersistentAgentMessage.objects.values_list("rfc_message_id", "latest_status"))))
 """
 
 
@@ -40,7 +56,7 @@ def postgres() -> Iterator[EmbeddedPostgres]:
         pytest.skip(f"PostgreSQL IS NOT TESTED HERE: {problem}")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> str | None:
     """None for a SQLite file of the stack's own, else a fresh PostgreSQL database."""
     if request.param == "sqlite":
@@ -66,13 +82,7 @@ class Plant:
 
     def send(self, count: int = 1, **options: Any) -> list[str]:
         """Submits `count` mails; answers their ids."""
-        code = (
-            "from gobii_email.api import send_agent_email\n"
-            f"for n in range({count}):\n"
-            f"    print(send_agent_email(from_endpoint={SENDER!r}, to=f'to{{n}}@rcpt.example', subject=f'mail {{n}}',"
-            f" body='Hello', **{options!r}).pk)\n"
-        )
-        return self.stack.python(code).split()
+        return self.stack.python(SEND.format(count=count, sender=SENDER, options=options)).split()
 
     def status(self, message_id: str) -> dict[str, Any]:
         code = (
@@ -88,13 +98,22 @@ class Plant:
             document = self.status(message_id)
             if document["status"] in statuses:
                 return document
-            assert time.monotonic() < deadline, f"still {document['status']}: {json.dumps(document, indent=1)}"
+            assert time.monotonic() < deadline, (
+                f"still {document['status']}: {json.dumps(document, indent=1)}"
+            )
             time.sleep(0.3)
 
-    def copies(self, document: dict[str, Any]) -> int:
-        """How often the mail server said 250 to the message, by its own durable journal."""
+    def statuses(self) -> dict[str, str]:
+        """Every message's status by its Message-ID."""
+        return dict(json.loads(self.stack.python(STATUSES)))
+
+    def accepted(self) -> Counter[str]:
+        """How often the mail server said 250 to each Message-ID, by its own durable journal."""
         lines = self.journal.read_text().splitlines() if self.journal.exists() else []
-        return sum(json.loads(line)["message_id"] == document["rfc_message_id"] for line in lines)
+        return Counter(json.loads(line)["message_id"] for line in lines)
+
+    def copies(self, document: dict[str, Any]) -> int:
+        return self.accepted()[document["rfc_message_id"]]
 
 
 @pytest.fixture

@@ -7,8 +7,21 @@ import pytest
 
 from tests.chaos.conftest import Plant
 
-BEFORE_THE_MARK = ["before_connect", "before_auth", "before_rcpt", "before_data", "between_body_and_mark"]
-AFTER_THE_MARK = {"between_mark_and_dot": 0, "after_dot": 1, "after_250": 1}
+BEFORE_THE_MARK = [
+    ("sqlite", "before_connect"),
+    ("sqlite", "before_auth"),
+    ("sqlite", "before_data"),
+    ("sqlite", "between_body_and_mark"),
+    ("postgresql", "before_connect"),
+    ("postgresql", "between_body_and_mark"),
+]
+AFTER_THE_MARK = [
+    ("sqlite", "between_mark_and_dot", 0),
+    ("sqlite", "after_dot", 1),
+    ("sqlite", "after_250", 1),
+    ("postgresql", "between_mark_and_dot", 0),
+    ("postgresql", "after_250", 1),
+]
 
 
 def worker_that_dies(made: Plant, tmp_path: Path, place: str) -> None:
@@ -28,7 +41,7 @@ def wait_until_dead(made: Plant) -> None:
     assert worker.exit_code == -9
 
 
-@pytest.mark.parametrize("place", BEFORE_THE_MARK)
+@pytest.mark.parametrize(("database_url", "place"), BEFORE_THE_MARK, indirect=["database_url"])
 def test_killed_before_the_mark_it_still_goes_out_exactly_once(
     plant: Callable[..., Plant], tmp_path: Path, place: str
 ) -> None:
@@ -43,7 +56,7 @@ def test_killed_before_the_mark_it_still_goes_out_exactly_once(
     assert statuses == (["sent"] if place == "before_connect" else ["deferred", "sent"])
 
 
-@pytest.mark.parametrize(("place", "copies"), AFTER_THE_MARK.items())
+@pytest.mark.parametrize(("database_url", "place", "copies"), AFTER_THE_MARK, indirect=["database_url"])
 def test_killed_after_the_mark_it_is_in_doubt_and_not_repeated(
     plant: Callable[..., Plant], tmp_path: Path, place: str, copies: int
 ) -> None:
@@ -62,10 +75,11 @@ def test_killed_after_the_mark_it_is_in_doubt_and_not_repeated(
     assert made.copies(document) == 1
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_doubt_that_may_be_resent_goes_out_again_with_the_same_message_id(
     plant: Callable[..., Plant], tmp_path: Path
 ) -> None:
-    made = plant(GOBII_DOUBT_RESEND_AFTER="1s")
+    made = plant(GOBII_DOUBT_RESEND_AFTER="1s", GOBII_DEADLINE_DOT="2s")
     worker_that_dies(made, tmp_path, "between_mark_and_dot")
     (message,) = made.send(on_doubt="resend")
     wait_until_dead(made)
