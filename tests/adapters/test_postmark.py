@@ -274,7 +274,7 @@ def test_an_answer_that_says_nothing_leaves_it_in_doubt(api: Api, status: int, a
 
 
 def test_a_redirect_is_not_followed(api: Api) -> None:
-    api.status, api.answer, api.headers = 302, b"", {"Location": f"{api.url}elsewhere"}
+    api.status, api.answer, api.headers = 307, b"", {"Location": f"{api.url}elsewhere"}
     outcome = send(api)
     assert isinstance(outcome, Refused)
     assert outcome.reply.code == 451
@@ -383,3 +383,70 @@ def test_a_token_outside_ascii_is_refused_without_being_shown(api: Api) -> None:
     assert outcome.stage is Stage.AUTH
     assert "gehéim" not in repr(outcome)
     assert api.requests == []
+
+
+@pytest.mark.django_db
+def test_a_queued_mail_goes_through_the_whole_walk(
+    api: Api, endpoint: Any, doorbell: Any, deliver_all: Callable[[], list[str]], settings: Any
+) -> None:
+    from gobii_email.api import delivery_status, send_agent_email
+
+    settings.GOBII_PROPRIETARY_MODE, settings.POSTMARK_SERVER_TOKEN = True, TOKEN
+    settings.POSTMARK_API_URL = api.url
+    message = send_agent_email(
+        from_endpoint=endpoint,
+        to="b@rcpt.example",
+        bcc="hidden@rcpt.example",
+        subject="Hello \\ud83d\\ude00",
+        body="Hi",
+    )
+    assert deliver_all() == ["sent"]
+    attempt = delivery_status(message.pk).attempts[0]
+    assert (attempt.provider, attempt.provider_message_id) == ("postmark", "pm-1")
+    headers = {row["Name"]: row["Value"] for row in api.data["Headers"]}
+    assert headers["X-Gobii-Message-ID"] == attempt.attempt_id == api.data["Metadata"]["attempt_id"]
+    assert headers["Message-ID"] == delivery_status(message.pk).rfc_message_id
+    assert (api.data["To"], api.data["Bcc"]) == ("b@rcpt.example", "hidden@rcpt.example")
+    assert api.data["Subject"] == "Hello 😀"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("status", "error", "text", "message_status"),
+    [
+        pytest.param(401, 10, "Bad or missing Server API token.", "queued", id="token"),
+        pytest.param(
+            422,
+            406,
+            "Found inactive addresses: b@rcpt.example.\nInactive recipients are",
+            "failed",
+            id="inactive",
+        ),
+        pytest.param(422, 405, "You ran out of credits.", "queued", id="credit"),
+        pytest.param(422, 300, "Invalid 'From' address.", "failed", id="invalid"),
+        pytest.param(503, 100, "Maintenance", "queued", id="maintenance"),
+        pytest.param(504, 0, "", "in_doubt", id="gateway"),
+    ],
+)
+def test_a_refusal_ends_in_a_status_with_its_reason(
+    api: Api,
+    endpoint: Any,
+    doorbell: Any,
+    deliver_all: Callable[[], list[str]],
+    settings: Any,
+    status: int,
+    error: int,
+    text: str,
+    message_status: str,
+) -> None:
+    from gobii_email.api import delivery_status, send_agent_email
+
+    settings.GOBII_PROPRIETARY_MODE, settings.POSTMARK_SERVER_TOKEN = True, TOKEN
+    settings.POSTMARK_API_URL = api.url
+    api.fail(status, error, text)
+    message = send_agent_email(from_endpoint=endpoint, to="b@rcpt.example", subject="Hello", body="Hi")
+    deliver_all()
+    document = delivery_status(message.pk)
+    assert document.status == message_status
+    assert f"Postmark error {error}" in document.attempts[0].error_message or not error
+    assert TOKEN not in repr(document)
