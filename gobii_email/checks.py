@@ -89,6 +89,17 @@ POOL_WITH_PREFORK = Error(
 )
 
 
+def refuse_pool_with(worker_pool: object) -> None:
+    """For a worker that starts with `worker_pool`, a name or a class: raises ImproperlyConfigured on E003."""
+    if _has_database_pool() and "prefork" in _pool_name(worker_pool):
+        raise ImproperlyConfigured(f"{POOL_WITH_PREFORK.msg} {POOL_WITH_PREFORK.hint}")
+
+
+def _pool_name(worker_pool: object) -> str:
+    is_class = isinstance(worker_pool, type)
+    return f"{worker_pool.__module__}.{worker_pool.__name__}" if is_class else str(worker_pool)
+
+
 def _has_database_pool() -> bool:
     return any(connections[name].settings_dict.get("OPTIONS", {}).get("pool") for name in connections)
 

@@ -5,6 +5,7 @@ from collections import namedtuple
 
 import pytest
 from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 
 from gobii_email import checks
@@ -71,6 +72,19 @@ def test_the_database_is_asked_only_where_it_is_named(settings, django_assert_nu
     assert checks.check_key_ring_is_there(databases=["default"]) == [], (
         "an account without a secret needs no key"
     )
+
+
+class PreforkPool:
+    __module__ = "celery.concurrency.prefork"
+
+
+@pytest.mark.parametrize("pool", ["prefork", "celery.concurrency.prefork:TaskPool", PreforkPool])
+def test_a_prefork_worker_does_not_start_with_a_database_pool(monkeypatch, pool):
+    checks.refuse_pool_with(pool)
+    monkeypatch.setitem(connection.settings_dict, "OPTIONS", {"pool": {"max_size": 4}})
+    with pytest.raises(ImproperlyConfigured, match="--pool threads"):
+        checks.refuse_pool_with(pool)
+    checks.refuse_pool_with("threads")
 
 
 def test_a_project_that_chooses_prefork_and_a_database_pool_is_told(monkeypatch, settings):
