@@ -8,9 +8,11 @@ import logging
 from typing import Any
 
 from celery import signals
-from django.conf import settings
+from celery.concurrency import get_implementation
+from django.core.exceptions import ImproperlyConfigured
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 
+from gobii_email.checks import refuse_pool_with
 from gobii_email.conf import config
 from gobii_email.logs import JsonFormatter
 from worker import tracing
@@ -32,9 +34,14 @@ def log_as_json(loglevel: int | None = None, **_: Any) -> None:
 
 @signals.worker_init.connect
 def start_worker(sender: Any = None, **_: Any) -> None:
-    if _forks(sender):
-        refuse_pool_in_forks()
-    else:
+    """Threads work in this process. A fork's children start their tracing by themselves, below."""
+    pool = get_implementation(sender.pool_cls)
+    try:
+        refuse_pool_with(pool)
+    except ImproperlyConfigured as problem:
+        # Celery logs what its receivers raise and goes on, except for this.
+        raise SystemExit(str(problem)) from None
+    if "prefork" not in pool.__module__:
         start_tracing()
 
 
@@ -65,13 +72,3 @@ def say_ready(sender: Any = None, **_: Any) -> None:
 @signals.worker_shutdown.connect
 def stop_tracing(**_: Any) -> None:
     tracing.flush()
-
-
-def refuse_pool_in_forks() -> None:
-    """Ends the start: children of a fork would share the sockets of the parent's database pool."""
-    if settings.DATABASES["default"].get("OPTIONS", {}).get("pool"):
-        raise SystemExit("GOBII_DB_POOL works with --pool threads only; unset it or leave prefork.")
-
-
-def _forks(worker: Any) -> bool:
-    return "prefork" in f"{getattr(worker, 'pool_cls', '')!r}"

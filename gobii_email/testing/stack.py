@@ -5,13 +5,14 @@ files. Each is ended by its own handle; nothing is ever found by its name.
 """
 
 import base64
+import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,8 +29,40 @@ _OURS = (
     "CELERY_",
     "DJANGO_",
     "SIMULATE_EMAIL",
+    "LOG_LEVEL",
     "TEST_DATABASE_URL",
 )
+
+_CONNECT = """
+import json, sys
+from gobii_email.models import AgentEmailAccount, PersistentAgent, PersistentAgentCommsEndpoint
+facts = json.load(sys.stdin)
+agent = PersistentAgent.objects.create(name=facts["address"])
+endpoint = PersistentAgentCommsEndpoint.objects.create(
+    owner_agent=agent, channel="email", address=facts["address"]
+)
+settings = {
+    "smtp_host": "localhost", "smtp_security": "starttls", "smtp_auth": "plain", "smtp_username": facts["address"]
+}
+account = AgentEmailAccount(endpoint=endpoint, smtp_port=facts["port"], **settings | facts["settings"])
+if account.smtp_auth != "none":
+    account.set_smtp_password(facts["password"])
+account.smtp_tested_fingerprint = account.smtp_fingerprint()
+account.is_outbound_enabled = True
+account.save()
+"""
+_SEND = """
+import json, sys
+from gobii_email import api
+print(json.dumps([str(api.send_agent_email(**mail).pk) for mail in json.load(sys.stdin)]))
+"""
+_STATUSES = """
+import json, sys
+from gobii_email.models import PersistentAgentMessage
+ids = json.load(sys.stdin)
+found = {str(row.pk): row.latest_status for row in PersistentAgentMessage.objects.filter(pk__in=ids)}
+print(json.dumps([found.get(message_id) for message_id in ids]))
+"""
 
 
 class Process:
@@ -186,6 +219,24 @@ class Stack:
         if result.returncode:
             raise RuntimeError(result.stderr[-3000:])
         return result.stdout
+
+    def connect(self, address: str, port: int, password: str, **settings: str) -> None:
+        """An agent of `address` with a mailbox at localhost's `port`, tested and enabled.
+
+        `settings` are `smtp_host`, `smtp_security`, `smtp_auth`, `smtp_username`; STARTTLS and PLAIN if unsaid.
+        """
+        facts = {"address": address, "port": port, "password": password, "settings": settings}
+        self.python(_CONNECT, input=json.dumps(facts))
+
+    def send(self, *mails: Mapping[str, object]) -> list[str]:
+        """Queues each of `mails` (arguments of `send_agent_email`); their message ids."""
+        ids: list[str] = json.loads(self.python(_SEND, input=json.dumps(mails)))
+        return ids
+
+    def statuses(self, message_ids: Sequence[str]) -> list[str]:
+        """The messages' present statuses, in order."""
+        found: list[str] = json.loads(self.python(_STATUSES, input=json.dumps(message_ids)))
+        return found
 
     def _run(self, command: list[str], text: str | None) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
