@@ -42,7 +42,7 @@ def run(name: str, *arguments: object) -> Answer:
     out, error = io.StringIO(), io.StringIO()
     code = 0
     try:
-        call_command(name, *map(str, arguments), stdout=out, stderr=error, skip_checks=True)
+        call_command(name, *map(str, arguments), stdout=out, stderr=error)
     except CommandError as problem:
         code = problem.returncode
         error.write(str(problem))
