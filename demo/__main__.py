@@ -38,7 +38,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="./bin/demo",
         description="Runs the whole service on this machine, sends real mail to a server of its own, and"
-        " prints what happens to each. Uses REDIS_URL and DATABASE_URL if they are set.",
+        " prints what happens to each. Uses REDIS_URL and DATABASE_URL if they are set; that database"
+        " should be the demonstration's own.",
     )
     parser.add_argument("--once", action="store_true", help="end after the summary; exit 0 if all went well")
     parser.add_argument("--flower", action="store_true", help="start Flower too")
@@ -49,18 +50,22 @@ def run(options: argparse.Namespace, interruption: Interruption, screen: Screen)
     """Starts the stage, plays, and takes everything down again, whatever happens."""
     started = time.monotonic()
     stage = Stage(interruption)
-    is_right = False
+    is_right, keeps_logs = False, True
     try:
         _start(stage, options, screen)
         is_right = _play(stage, screen, started)
+        keeps_logs = not is_right
         if not options.once:
             _stay_up(stage, screen)
         return 0 if is_right else 1
+    except Interrupted:
+        keeps_logs = False
+        raise
     except RuntimeError as problem:
         raise _told(problem, stage) from None
     finally:
         interruption.is_over()
-        stage.stop(keeps_directory=not is_right)
+        stage.stop(keeps_logs=keeps_logs)
 
 
 def _start(stage: Stage, options: argparse.Namespace, screen: Screen) -> None:
@@ -98,7 +103,8 @@ def _stay_up(stage: Stage, screen: Screen) -> None:
     """Until somebody ends it; says so when a process ends by itself."""
     screen.heading("Open while this runs (Ctrl-C ends it)")
     for door in stage.open_doors():
-        screen.fact(door.name, f"{door.url}  user {door.user}  password {door.password}")
+        screen.fact(door.name, door.url)
+        screen.fact("", f"user {door.user}, password {door.password}")
     told: set[str] = set()
     try:
         while True:

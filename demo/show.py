@@ -116,7 +116,7 @@ def play(number: int, scene: Scene, stage: Stage, cast: Cast, screen: Screen) ->
 
 
 def _follow(message: PersistentAgentMessage, scene: Scene, stage: Stage, screen: Screen) -> DeliveryStatus:
-    """Prints what happens as it happens, until the message's status is final or nobody wants to wait longer."""
+    """Prints what happens as it happens, until the message's status is final or too much time has passed."""
     deadline = time.monotonic() + LONGEST_SECONDS
     told = set()
     may_kill = scene.kills_worker
@@ -185,7 +185,7 @@ def _problems_of_the_thread(mail: EmailMessage, parent: PersistentAgentMessage |
 
 
 def _parsed(copy: AcceptedMessage) -> EmailMessage:
-    return message_from_bytes(copy.content, policy=policy.default)  # type: ignore[return-value]
+    return message_from_bytes(copy.content, policy=policy.default)
 
 
 def summarise(results: list[Result], screen: Screen) -> bool:

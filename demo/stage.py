@@ -12,10 +12,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+import redis
 
 from demo.interruption import Interruption
 from gobii_email.encryption import new_key
@@ -23,6 +27,9 @@ from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.processes import free_port
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 from gobii_email.testing.stack import ROOT, Process, Stack
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import User
 
 WORKERS = 2
 MAIL_USER = "ada"
@@ -42,16 +49,40 @@ class Door:
     password: str
 
 
+class OtherBroker:
+    """The broker at REDIS_URL, which somebody else runs: looked at, never started or stopped."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def start(self) -> None:
+        """Raises DemoFailed when nobody answers there."""
+        try:
+            with redis.Redis.from_url(self.url, socket_timeout=3, socket_connect_timeout=3) as client:
+                client.ping()
+        except (redis.RedisError, ValueError):
+            raise DemoFailed(
+                f"No broker answers at REDIS_URL ({_place(self.url)}): start it,"
+                " or unset REDIS_URL to use one of the demonstration's own."
+            ) from None
+
+    def stop(self) -> None: ...
+
+
 class OwnStack(Stack):
-    """A stack whose processes are never started halfway."""
+    """A stack at REDIS_URL and DATABASE_URL where they are set, its processes never started halfway."""
 
     def __init__(self, directory: Path, interruption: Interruption, env: dict[str, str]) -> None:
-        super().__init__(directory, os.environ.get("DATABASE_URL"), env)
+        redis_url = os.environ.get("REDIS_URL")
+        broker = OtherBroker(redis_url) if redis_url else None
+        super().__init__(directory, os.environ.get("DATABASE_URL"), env, broker=broker)
         self._interruption = interruption
 
-    def start_process(self, name: str, command: list[str], extra_env: object = None) -> Process:
+    def start_process(
+        self, name: str, command: list[str], extra_env: Mapping[str, str] | None = None
+    ) -> Process:
         with self._interruption.held():
-            return super().start_process(name, command, extra_env)  # type: ignore[arg-type]
+            return super().start_process(name, command, extra_env)
 
 
 class Stage:
@@ -64,7 +95,6 @@ class Stage:
         self.suffix = secrets.token_hex(3)
         self.mail_password = secrets.token_urlsafe(16)
         self._web_password = secrets.token_urlsafe(12)
-        self._is_shared = "DATABASE_URL" in os.environ
         self._interruption = interruption
         authority = ThrowAwayAuthority(self.directory)
         self.server = ScriptedSmtpServer(tls=authority.good(), users={MAIL_USER: self.mail_password})
@@ -78,6 +108,7 @@ class Stage:
         self.flower: Process | None = None
         self.killed: list[Process] = []
         self._flower_port = 0
+        self._administrator: User | None = None
 
     @property
     def shown_directory(self) -> str:
@@ -89,8 +120,7 @@ class Stage:
     @property
     def broker(self) -> str:
         """Where the broker is, without what it takes to sign in."""
-        parts = urlsplit(self.stack.env["REDIS_URL"])
-        return f"{parts.hostname}:{parts.port or 6379}"
+        return _place(self.stack.env["REDIS_URL"])
 
     def start(self, *, has_flower: bool) -> None:
         """Returns when workers are ready. Raises DemoFailed."""
@@ -134,11 +164,11 @@ class Stage:
         return done.stdout
 
     def open_doors(self) -> list[Door]:
-        """The pages, once they listen. Makes the administrator."""
+        """The pages, once they listen. Makes the administrator, who goes when the stage does."""
         from django.contrib.auth import get_user_model
 
-        user = f"demo-{self.suffix}" if self._is_shared else "demo"
-        get_user_model().objects.create_superuser(user, f"{user}@example.org", self._web_password)
+        user = f"demo-{self.suffix}"
+        self._administrator = get_user_model().objects.create_superuser(user, password=self._web_password)
         doors = [Door("admin", f"{self._admin_url()}/admin/", user, self._web_password)]
         if self.flower is not None:
             self.flower.wait_for("Visit me at")
@@ -149,15 +179,23 @@ class Stage:
         """The processes that are no longer there, though nobody stopped them."""
         return [found for found in self.stack.processes if not found.is_running and found not in self.killed]
 
-    def stop(self, *, keeps_directory: bool) -> None:
+    def stop(self, *, keeps_logs: bool) -> None:
         """Ends everything, all at once and then one by one."""
         for process in self.stack.processes:
             if process.is_running:
                 os.kill(process.pid, signal.SIGTERM)
         self.stack.stop()
         self.server.stop()
-        if not keeps_directory:
+        self._remove_administrator()
+        if not keeps_logs or not any(self.directory.glob("*.log")):
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _remove_administrator(self) -> None:
+        from django.db import DatabaseError
+
+        if self._administrator is not None:
+            with suppress(DatabaseError):
+                self._administrator.delete()
 
     def _admin_url(self) -> str:
         assert self.admin is not None
@@ -184,7 +222,7 @@ def _settings(home: Path, authority: ThrowAwayAuthority, smtp_port: int) -> dict
         "BYO_EMAIL_ALLOWED_NETWORKS": "127.0.0.0/8",
         "BYO_EMAIL_ALLOWED_PORTS": f"{smtp_port},465,587",
         "GOBII_RETRY_SCHEDULE": "1s",
-        "GOBII_LEASE": "3s",
+        "GOBII_LEASE": "5s",
         "GOBII_HINT_LIFETIME": "3s",
         "GOBII_RING_GRACE": "1s",
         "GOBII_DISPATCH_EVERY": "250ms",
@@ -215,6 +253,11 @@ def _web_command() -> list[str]:
     ]
 
 
+def _place(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2] or url
+
+
 def _last_line(problem: subprocess.CalledProcessError) -> str:
-    lines = str(problem.stderr or "").strip().splitlines()
-    return lines[-1] if lines else f"exit code {problem.returncode}"
+    """The error of a command that ended in a traceback, without what follows it indented."""
+    lines = [line for line in str(problem.stderr or "").splitlines() if line[:1].strip()]
+    return re.sub(r"^[\w.]+: ", "", lines[-1]) if lines else f"exit code {problem.returncode}"
