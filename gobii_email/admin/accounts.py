@@ -31,12 +31,26 @@ SENDING = ["smtp_host", "smtp_port", "smtp_security", "smtp_auth", "smtp_usernam
 RECEIVING = ["imap_host", "imap_port", "imap_security", "imap_auth", "imap_username"]
 FOLDER = ["imap_folder", "poll_interval_sec"]
 LIMITS = ["per_minute", "per_hour", "per_day", "max_connections", "messages_per_connection", "pool_ttl"]
+LABELS = {
+    "smtp_auth": "Authentication",
+    "imap_auth": "Authentication",
+    "is_outbound_enabled": "Sending is enabled",
+    "is_inbound_enabled": "Receiving is enabled",
+    "imap_folder": "Folder",
+    "poll_interval_sec": "Seconds between polls",
+    **{
+        f"{side}_{part}": part.capitalize()
+        for side in ("smtp", "imap")
+        for part in ("host", "port", "security")
+    },
+    **{f"{side}_username": "User name" for side in ("smtp", "imap")},
+}
 EDITED = [*SENDING, "is_outbound_enabled", *RECEIVING, *FOLDER, "is_inbound_enabled", *LIMITS]
 
 
-def _password_field(label: str) -> forms.CharField:
+def _password_field() -> forms.CharField:
     return forms.CharField(
-        label=label,
+        label="Password",
         required=False,
         strip=False,
         widget=forms.PasswordInput(render_value=False, attrs={"autocomplete": "new-password"}),
@@ -47,13 +61,14 @@ def _password_field(label: str) -> forms.CharField:
 class AccountForm(forms.ModelForm):
     """One mailbox. What is wrong with an edit is said by edit_account, beside the field it concerns."""
 
-    smtp_password = _password_field("SMTP password")
-    imap_password = _password_field("IMAP password")
+    smtp_password = _password_field()
+    imap_password = _password_field()
     different: frozenset[str] = frozenset()
 
     class Meta:
         model = AgentEmailAccount
         fields = EDITED
+        labels = LABELS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
