@@ -46,8 +46,10 @@ def work(name):
     try:
         while True:
             attempts = OutboundMessageAttempt.objects
-            ids = [str(pk) for pk in attempts.filter(status="queued").values_list("pk", flat=True)]
-            if not ids and attempts.count() >= {MAILS} and not attempts.filter(status="sending").exists():
+            waiting = attempts.filter(status="queued")
+            ids = [str(pk) for pk in waiting.values_list("pk", flat=True)]
+            is_busy = ids or attempts.filter(status="sending").exists()
+            if not is_busy and attempts.count() >= {MAILS}:
                 return
             dispatch_round()
             for attempt_id in random.sample(ids, len(ids)):
