@@ -83,14 +83,16 @@ def test_an_outage_is_outlived_with_pauses_that_grow_to_half_a_minute(monkeypatc
 @pytest.mark.django_db
 def test_after_an_outage_the_pauses_are_short_again_and_the_heart_beats(monkeypatch, settings, tmp_path):
     settings.GOBII_DISPATCH_EVERY = "1s"
-    rounds(monkeypatch, OperationalError("away"), OperationalError("away"), Round(), Round())
+    away = OperationalError("away")
+    rounds(monkeypatch, away, away, Round(), away)
     heartbeat = tmp_path / "heartbeat"
     stop = Stop(waits=2)
     email_dispatcher.run(stop, heartbeat)
     assert not heartbeat.exists()
-    stop = Stop(waits=2)
+    rounds(monkeypatch, away, away, Round(), away)
+    stop = Stop(waits=4)
     email_dispatcher.run(stop, heartbeat)
-    assert stop.waited == [1, 1]
+    assert stop.waited == [2, 4, 1, 2]
     assert heartbeat.exists()
 
 

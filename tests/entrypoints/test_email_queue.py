@@ -84,6 +84,7 @@ def test_a_hold_that_has_run_out_is_not_shown():
 def test_mail_that_waits_for_a_limit_is_shown_although_its_account_is_well():
     endpoint = an_endpoint()
     send(endpoint, 2)
+    assert run("email_queue", "--json").document["held"] == []
     OutboundMessageAttempt.objects.update(held_code="limited", held_reason="60 a minute are used up.")
     (found,) = run("email_queue", "--json").document["held"]
     assert (found["address"], found["code"], found["waiting"]) == (SENDER, "limited", 2)
