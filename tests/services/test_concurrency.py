@@ -60,7 +60,8 @@ def work(name):
     finally:
         connection.close()
 
-threads = [threading.Thread(target=work, args=(f"{{sys.argv[1]}}-{{number}}",)) for number in range({THREADS})]
+names = [f"{{sys.argv[1]}}-{{number}}" for number in range({THREADS})]
+threads = [threading.Thread(target=work, args=(name,)) for name in names]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 sys.exit("; ".join(failures) or 0)

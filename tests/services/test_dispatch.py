@@ -58,7 +58,7 @@ def claimed(message: PersistentAgentMessage, *, until: str = "claim") -> Outboun
     """The message's attempt in the hands of a worker that came as far as `until`: claim, connect or mark."""
     attempt = claim(str(message.attempts.get(status="queued").pk), "worker-1")
     assert attempt is not None
-    lease = Lease(attempt, timedelta(seconds=60), longest=timedelta(minutes=5))
+    lease = Lease(attempt, Provider.SMTP, timedelta(seconds=60), longest=timedelta(minutes=5))
     if until in {"connect", "mark"}:
         lease.reached(Stage.CONNECT)
     if until == "mark":
@@ -287,7 +287,7 @@ def test_a_worker_that_lost_its_lease_cannot_mark_any_more(account: AgentEmailAc
     message = send()
     attempt = lost(message, until=until)
     dispatch_round()
-    lease = Lease(attempt, timedelta(seconds=60), longest=timedelta(minutes=5))
+    lease = Lease(attempt, Provider.SMTP, timedelta(seconds=60), longest=timedelta(minutes=5))
     with pytest.raises(LeaseLost):
         lease.reached(Stage.CONNECT)
     with pytest.raises(LeaseLost):

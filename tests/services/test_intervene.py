@@ -8,6 +8,7 @@ import pytest
 from django.utils import timezone
 
 from gobii_email import api
+from gobii_email.domain.lifecycle import Provider
 from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt, PersistentAgentMessage
 from gobii_email.services.deliver import claim, deliver
 from gobii_email.services.intervene import NotPossible, cancel, resolve_by_hand, retry
@@ -64,7 +65,7 @@ def marked(server: ScriptedSmtpServer) -> PersistentAgentMessage:
     message = send()
     attempt = claim(str(message.attempts.get().pk), "worker")
     assert attempt is not None
-    Lease(attempt, timedelta(seconds=60), longest=timedelta(seconds=60)).mark()
+    Lease(attempt, Provider.SMTP, timedelta(seconds=60), longest=timedelta(seconds=60)).mark()
     return message
 
 
