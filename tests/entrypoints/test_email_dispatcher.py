@@ -61,6 +61,7 @@ def rounds(monkeypatch, *results):
     return left
 
 
+@pytest.mark.django_db
 def test_a_round_that_did_something_is_followed_at_once(monkeypatch, settings):
     settings.GOBII_DISPATCH_EVERY = "3s"
     rounds(monkeypatch, Round(handed_out=200), Round(rescued=1), Round())

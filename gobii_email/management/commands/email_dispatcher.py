@@ -71,8 +71,8 @@ def run(stop: threading.Event, heartbeat_file: Path | None = None) -> None:
 
 def _round(heartbeat_file: Path | None) -> Round | None:
     """One round, None when it failed. Whatever failed, mail must go on once it is over."""
-    close_old_connections()
     try:
+        close_old_connections()
         done = dispatch_round()
         if heartbeat_file is not None:
             heartbeat_file.touch()
