@@ -1,7 +1,8 @@
 """A certificate authority that lives as long as a test or a demonstration.
 
-Makes server certificates, good ones and each kind of bad one; whoever should trust them points
-`SSL_CERT_FILE` at `ca_file`. The certificates are made by trustme.
+Makes server certificates, good ones and each kind of bad one, as contexts for servers in Python and
+as `…_certificate` for others; whoever should trust them points `SSL_CERT_FILE` at `ca_file`. The
+certificates are made by trustme.
 """
 
 import ssl
@@ -23,20 +24,32 @@ class ThrowAwayAuthority:
 
     def good(self, *hosts: str) -> ssl.SSLContext:
         """For `hosts`, or for localhost and the loopback addresses."""
-        return _serving(self._authority.issue_cert(*(hosts or (HOST, "127.0.0.1", "::1"))))
+        return _serving(self.good_certificate(*hosts))
+
+    def good_certificate(self, *hosts: str) -> trustme.LeafCert:
+        return self._authority.issue_cert(*(hosts or (HOST, "127.0.0.1", "::1")))
 
     def expired(self) -> ssl.SSLContext:
-        return _serving(self._authority.issue_cert(HOST, not_after=_now() - timedelta(days=2)))
+        return _serving(self.expired_certificate())
+
+    def expired_certificate(self) -> trustme.LeafCert:
+        return self._authority.issue_cert(HOST, not_after=_now() - timedelta(days=2))
 
     def not_yet_valid(self) -> ssl.SSLContext:
         return _serving(self._authority.issue_cert(HOST, not_before=_now() + timedelta(days=2)))
 
     def wrong_host(self) -> ssl.SSLContext:
-        return _serving(self._authority.issue_cert("somebody-else.example"))
+        return _serving(self.wrong_host_certificate())
+
+    def wrong_host_certificate(self) -> trustme.LeafCert:
+        return self._authority.issue_cert("somebody-else.example")
 
     def self_signed(self) -> ssl.SSLContext:
         """For the right host, from an authority that nobody has heard of."""
-        return _serving(trustme.CA().issue_cert(HOST))
+        return _serving(self.self_signed_certificate())
+
+    def self_signed_certificate(self) -> trustme.LeafCert:
+        return trustme.CA().issue_cert(HOST)
 
     def old_tls_only(self) -> ssl.SSLContext:
         """A good certificate over TLS 1.1, which clients refuse."""
