@@ -107,7 +107,7 @@ class Config:
     )
     postmark_server_token: Secret = setting("POSTMARK_SERVER_TOKEN", Secret, "", "Postmark's server token")
     postmark_webhook_secret: Secret = setting(
-        "POSTMARK_WEBHOOK_SECRET", Secret, "", "`user:password` that Postmark's webhook must present"
+        "POSTMARK_WEBHOOK_SECRET", Secret, "", "`user:password` that Postmark's webhook must present; two lines while rotating"
     )
     postmark_api_url: str = setting(
         "POSTMARK_API_URL", str, "https://api.postmarkapp.com/", "Postmark's address; another one in tests"

@@ -131,8 +131,6 @@ SESSION_COOKIE_AGE = int(timedelta(hours=12).total_seconds())
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if PUBLIC_URL.startswith("https://") else None
 SECURE_CONTENT_TYPE_NOSNIFF = True
 
-ANYMAIL = {"WEBHOOK_SECRET": read_text("POSTMARK_WEBHOOK_SECRET") or None}
-
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

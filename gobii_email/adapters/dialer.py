@@ -75,8 +75,16 @@ class DialPolicy:
     resolver: Resolver = system_resolver
 
     def allows(self, address: Address) -> bool:
-        """Whether `address` lies in a network this deployment has opened."""
-        return address not in _METADATA and any(
+        """Whether `address` lies in a network this deployment has opened.
+
+        Who opens 127.0.0.1 means this machine, so ::1 is open as well: `localhost` is often both.
+        """
+        if address == _LOOPBACK_6:
+            return self.allows(_LOOPBACK_4) or self._has(address)
+        return address not in _METADATA and self._has(address)
+
+    def _has(self, address: Address) -> bool:
+        return any(
             address.version == network.version and address in network for network in self.allowed_networks
         )
 
@@ -85,6 +93,7 @@ def _networks(*texts: str) -> tuple[Network, ...]:
     return tuple(ip_network(text) for text in texts)
 
 
+_LOOPBACK_4, _LOOPBACK_6 = ip_address("127.0.0.1"), ip_address("::1")
 # Credentials of the machine itself are served here: not even an allowed network opens these.
 _METADATA = frozenset(
     ip_address(text)

@@ -331,7 +331,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='agentemailaccount',
-            constraint=models.CheckConstraint(condition=models.Q(('is_inbound_enabled', False), models.Q(models.Q(('imap_host', ''), _negated=True), ('imap_port__isnull', False)), _connector='OR'), name='account_inbound_complete'),
+            constraint=models.CheckConstraint(condition=models.Q(('is_inbound_enabled', False), models.Q(models.Q(('imap_host', ''), _negated=True), ('imap_port__isnull', False), models.Q(('imap_tested_fingerprint', ''), _negated=True)), _connector='OR'), name='account_inbound_complete'),
         ),
         migrations.AddConstraint(
             model_name='agentemailaccount',

@@ -143,7 +143,8 @@ class AgentEmailAccount(models.Model):
                 name="account_outbound_complete",
             ),
             models.CheckConstraint(
-                condition=Q(is_inbound_enabled=False) | (~Q(imap_host="") & Q(imap_port__isnull=False)),
+                condition=Q(is_inbound_enabled=False)
+                | (~Q(imap_host="") & Q(imap_port__isnull=False) & ~Q(imap_tested_fingerprint="")),
                 name="account_inbound_complete",
             ),
             models.CheckConstraint(condition=Q(poll_interval_sec__gte=30), name="account_poll_interval"),

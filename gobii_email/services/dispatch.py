@@ -48,8 +48,8 @@ def dispatch_round() -> Round:
     rescued = _each(AttemptStatus.SENDING, now, rescue)
     resent = _each(AttemptStatus.IN_DOUBT, now, look_at_doubt)
     due, expired = _take_due(now)
-    if due:
-        wiring.doorbell().ring(due)
+    if due and not wiring.doorbell().ring(due):
+        _hand_out_again_soon(due)
     return Round(handed_out=len(due), rescued=rescued, expired=expired, resent=resent)
 
 
@@ -81,6 +81,12 @@ def _take_due(now: datetime) -> tuple[list[str], int]:
             due_at=now + config().hint_lifetime
         )
     return [str(pk) for pk in due], len(expired)
+
+
+def _hand_out_again_soon(attempt_ids: list[str]) -> None:
+    """The broker is away: looks again when the breaker has closed, not when the hint would have expired."""
+    rows = OutboundMessageAttempt.objects.filter(pk__in=attempt_ids, status=AttemptStatus.QUEUED)
+    rows.update(due_at=timezone.now() + config().breaker_pause)
 
 
 def _expiry_text(attempt: OutboundMessageAttempt) -> str:

@@ -117,6 +117,13 @@ def test_an_opened_network_is_dialled_by_literal_and_by_any_name(host: str, answ
     ]
 
 
+def test_who_opens_loopback_opens_it_in_both_families_but_nothing_beside_it() -> None:
+    opened = policy("::1", "127.0.0.1", allowed=("127.0.0.0/8",))
+    assert resolve_and_vet("localhost", 587, opened, soon()) == [ip_address("::1"), ip_address("127.0.0.1")]
+    assert not opened.allows(ip_address("fd00::1"))
+    assert not policy(allowed=("10.0.0.0/8",)).allows(ip_address("::1"))
+
+
 @pytest.mark.parametrize(
     "address",
     ["169.254.169.254", "100.100.100.200", "fd00:ec2::254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe"],

@@ -216,14 +216,20 @@ def test_mail_is_handed_out_and_looked_at_again_later(
 
 
 def test_a_bell_that_nobody_hears_loses_nothing(
-    endpoint: PersistentAgentCommsEndpoint, doorbell: RecordingDoorbell, monkeypatch: pytest.MonkeyPatch
+    endpoint: PersistentAgentCommsEndpoint,
+    doorbell: RecordingDoorbell,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Any,
 ) -> None:
+    settings.GOBII_BREAKER_PAUSE = "5s"
     message = send()
     run_out(message)
     monkeypatch.setattr(doorbell, "ring", lambda ids: False)
     dispatch_round()
     assert statuses(message) == ["queued"]
-    assert message.attempts.get().due_at is not None
+    due_at = message.attempts.get().due_at
+    assert due_at is not None
+    assert due_at - timezone.now() <= timedelta(seconds=5), "it is looked at again once the breaker has closed"
 
 
 @pytest.mark.parametrize("held", ["", "The mailbox is paused."])
