@@ -84,6 +84,8 @@ def _deliver(
     messages: Sequence[PersistentAgentMessage], options: Options
 ) -> list[OutboundMessageAttempt | None]:
     check_options(options, timezone.now())
+    if any(message._state.adding for message in messages):
+        raise InvalidMail("message", "it was never saved", "Save it before it is delivered")
     prefetch_related_objects(
         messages,
         "from_endpoint__owner_agent__user",

@@ -106,5 +106,9 @@ def resolve_by_hand(message: PersistentAgentMessage, how: str, *, by: str = "") 
         "resend": "Settled as not sent, to be sent again",
         "failed": "Settled as failed",
     }
-    if not resolve(attempt, RESOLUTIONS[how], evidence=_by(text[how], by), now=timezone.now()):
-        raise NotPossible("Somebody else has just settled it; look at it again.")
+    now = timezone.now()
+    with transaction.atomic():
+        if not resolve(attempt, RESOLUTIONS[how], evidence=_by(text[how], by), now=now):
+            raise NotPossible("Somebody else has just settled it; look at it again.")
+        if how == "resend":
+            _extend_life(message, now, use_default_transport=False)

@@ -257,6 +257,15 @@ def test_a_doubt_settled_as_resend_is_sent_again_under_its_message_id(
     assert all(message.rfc_message_id.encode() in kept.content for kept in smtp_server.messages)
 
 
+def test_a_doubt_that_outlived_the_message_is_still_sent_again_when_a_person_says_so(
+    smtp_server: ScriptedSmtpServer,
+) -> None:
+    message = in_doubt(smtp_server)
+    PersistentAgentMessage.objects.update(expires_at=timezone.now() - timedelta(hours=1))
+    resolve_by_hand(fresh(message), "resend")
+    assert go(message) == "sent"
+
+
 @pytest.mark.parametrize("make", [queued, sending, sent, partially_sent, failed, cancelled])
 @pytest.mark.parametrize("how", ["sent", "resend", "failed"])
 def test_where_there_is_no_doubt_nothing_is_settled(

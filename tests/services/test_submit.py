@@ -398,6 +398,16 @@ def test_a_stored_message_that_cannot_be_sent_stays_unsubmitted(endpoint: Endpoi
     assert PersistentAgentMessage.objects.get(pk=message.pk).submitted_at is None
 
 
+def test_a_message_that_was_never_saved_is_refused(endpoint: Endpoint) -> None:
+    message = PersistentAgentMessage(
+        from_endpoint=endpoint, to_endpoint=contact("to@rcpt.example"), body="Hi"
+    )
+    before = row_counts()
+    with pytest.raises(api.InvalidMail, match="message: it was never saved"):
+        api.deliver_agent_email(message)
+    assert row_counts() == before
+
+
 def test_one_bad_message_of_many_queues_none(endpoint: Endpoint) -> None:
     messages = [written(endpoint), written(endpoint, body=""), written(endpoint)]
     before = row_counts()
@@ -434,6 +444,13 @@ def test_many_answers_in_order_also_for_what_was_submitted_before(endpoint: Endp
     answers = api.deliver_many([new, inbound, old])
     assert answers[0] is not None and answers[0].message_id == new.pk
     assert answers[1:] == [None, first]
+
+
+def test_a_message_named_twice_among_many_is_queued_once(endpoint: Endpoint) -> None:
+    message, other = written(endpoint), written(endpoint)
+    first, second, third = api.deliver_many([message, other, message])
+    assert first is not None and first == third != second
+    assert OutboundMessageAttempt.objects.count() == 2
 
 
 @pytest.mark.django_db(transaction=True)
