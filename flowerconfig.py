@@ -1,7 +1,8 @@
-"""Flower as a window: read-only, behind a password, on the loopback address. Read by `celery -A worker flower`.
+"""Flower as a window: read-only, behind a password, on the loopback address.
 
-Each top-level name that Flower knows is one of its options, and overrides its FLOWER_* variable; only the
-command line goes further. Tasks carry ids alone, so their arguments and outcomes may be shown.
+Read by `celery -A worker flower`. Each top-level name that Flower knows is one of its options, and
+overrides its FLOWER_* variable; only the command line goes further. Tasks carry ids alone, so their
+arguments and outcomes may be shown.
 """
 
 import os

@@ -42,7 +42,8 @@ endpoint = PersistentAgentCommsEndpoint.objects.create(
     owner_agent=agent, channel="email", address=facts["address"]
 )
 settings = {
-    "smtp_host": "localhost", "smtp_security": "starttls", "smtp_auth": "plain", "smtp_username": facts["address"]
+    "smtp_host": "localhost", "smtp_security": "starttls", "smtp_auth": "plain",
+    "smtp_username": facts["address"],
 }
 account = AgentEmailAccount(endpoint=endpoint, smtp_port=facts["port"], **settings | facts["settings"])
 if account.smtp_auth != "none":
@@ -223,7 +224,8 @@ class Stack:
     def connect(self, address: str, port: int, password: str, **settings: str) -> None:
         """An agent of `address` with a mailbox at localhost's `port`, tested and enabled.
 
-        `settings` are `smtp_host`, `smtp_security`, `smtp_auth`, `smtp_username`; STARTTLS and PLAIN if unsaid.
+        `settings` are `smtp_host`, `smtp_security`, `smtp_auth`, `smtp_username`; by default
+        STARTTLS and PLAIN, with the address as user name.
         """
         facts = {"address": address, "port": port, "password": password, "settings": settings}
         self.python(_CONNECT, input=json.dumps(facts))

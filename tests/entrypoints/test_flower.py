@@ -146,9 +146,10 @@ def test_nothing_can_be_done_even_with_the_login(
 
 def test_it_listens_on_the_loopback_address_alone(client: Client, stack: Stack) -> None:
     port = int(client.base.rpartition(":")[2])
-    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    if not listening:
+    table = Path("/proc/net/tcp")
+    if not table.exists():
         pytest.skip("this system does not list its sockets under /proc")
+    listening = [line.split()[1] for line in table.read_text().splitlines()[1:]]
     assert [address for address in listening if address.endswith(f":{port:04X}")] != []
     assert f"00000000:{port:04X}" not in listening
 
