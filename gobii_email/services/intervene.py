@@ -45,6 +45,8 @@ def retry(
     """
     now = timezone.now()
     with transaction.atomic():
+        # Attempts before their message, in the order in which everybody locks them.
+        list(OutboundMessageAttempt.objects.select_for_update().filter(message=message).values_list("pk"))
         PersistentAgentMessage.objects.select_for_update().values_list("pk").get(pk=message.pk)
         _extend_life(message, now, use_default_transport)
         attempt = open_attempt(message)

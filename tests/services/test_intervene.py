@@ -1,16 +1,19 @@
 """What a person may do to a message on its way, in every state it can be in."""
 
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from gobii_email import api
 from gobii_email.domain.lifecycle import Provider
 from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt, PersistentAgentMessage
 from gobii_email.services.deliver import claim, deliver
+from gobii_email.services.dispatch import dispatch_round
 from gobii_email.services.intervene import NotPossible, cancel, resolve_by_hand, retry
 from gobii_email.services.lease import Lease
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
@@ -209,6 +212,36 @@ def test_an_expired_message_that_is_tried_again_lives_anew(smtp_server: Scripted
     life = fresh(message).expires_at
     assert life is not None and life > timezone.now() + timedelta(hours=23)
     assert go(message) == "sent"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_trying_again_while_the_dispatcher_ends_the_same_mail_locks_nobody_out() -> None:
+    messages = [send() for _ in range(40)]
+    PersistentAgentMessage.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    OutboundMessageAttempt.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+    problems: list[Exception] = []
+    barrier = threading.Barrier(2)
+
+    def run(act: Callable[[], Any]) -> None:
+        barrier.wait()
+        try:
+            act()
+        except Exception as problem:
+            problems.append(problem)
+        finally:
+            connection.close()
+
+    def retry_all() -> None:
+        for message in reversed(messages):
+            retry(fresh(message))
+
+    threads = [threading.Thread(target=run, args=(act,)) for act in (dispatch_round, retry_all)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    assert {fresh(message).latest_status for message in messages} == {"queued"}
 
 
 def test_mail_of_a_mailbox_that_is_gone_may_be_moved_by_hand(smtp_server: ScriptedSmtpServer) -> None:
