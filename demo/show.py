@@ -84,6 +84,7 @@ def _letter(suffix: str) -> PersistentAgentMessage:
     """A mail that Grace wrote to Ada earlier, the second of a conversation."""
     return PersistentAgentMessage.objects.create(
         is_outbound=False,
+        latest_status="delivered",
         from_endpoint=outside("grace@example.org"),
         subject="Can you help?",
         body="Can you help me?",
