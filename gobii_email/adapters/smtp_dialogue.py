@@ -183,7 +183,13 @@ class Dialogue:
     def read_greeting(self) -> str:
         # Part of CONNECT; behind implicit TLS the dialogue comes back to it.
         self._resume(Stage.CONNECT, "its greeting", self._deadlines.banner)
-        return self._expect(self._session.read_reply(), 220)
+        try:
+            return self._expect(self._session.read_reply(), 220)
+        except Broken as ended:
+            if ended.cause is not Cause.TIMEOUT or self._tls:
+                raise
+            hint = "A server that expects TLS at once is silent like this: SSL may be the right setting."
+            raise Broken(ended.cause, f"{ended.text} {hint}") from None
 
     def introduce(self) -> str:
         self._enter(Stage.EHLO, "EHLO", self._deadlines.ehlo)

@@ -171,7 +171,7 @@ _LOSSES: Mapping[Cause, Reading] = MappingProxyType(
         Cause.CERTIFICATE_NOT_YET_VALID: _held("certificate", LOOK_AGAIN),
         Cause.CERTIFICATE_WRONG_NAME: _held("certificate", LOOK_AGAIN),
         Cause.CERTIFICATE_UNTRUSTED: _held("certificate", LOOK_AGAIN),
-        Cause.TLS_FAILED: _unreachable(),
+        Cause.TLS_FAILED: _unreachable("settings"),
         Cause.STARTTLS_NOT_OFFERED: _held("starttls-missing"),
         Cause.STARTTLS_INJECTION: _held("settings", LOOK_AGAIN),
         Cause.AUTH_NOT_OFFERED: _held("auth-missing"),

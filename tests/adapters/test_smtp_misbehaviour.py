@@ -703,3 +703,15 @@ def test_a_probe_only_warns_of_fumbled_farewells() -> None:
     assert [(step.name, step.status) for step in probe.steps[-3:]] == [
         *(("rset", "warn"), ("noop", "warn"), ("quit", "warn")),
     ]
+
+
+@pytest.mark.parametrize("security", [Security.STARTTLS, Security.NONE])
+def test_silence_where_a_greeting_belongs_suggests_tls_from_the_start(security: Security) -> None:
+    with RawServer(Script.hang) as server:
+        outcome = SmtpTransport(loopback_policy(server.port), quick_deadlines()).send(
+            account(server.port, security=security), envelope(), MESSAGE, Notes()
+        )
+
+    assert isinstance(outcome, Lost)
+    assert (outcome.stage, outcome.cause) == (Stage.CONNECT, Cause.TIMEOUT)
+    assert outcome.text.endswith("SSL may be the right setting.")
