@@ -13,8 +13,9 @@ from django.db import transaction
 from django.utils import timezone
 
 from gobii_email import wiring
-from gobii_email.domain.classification import AccountState, Reading, Verdict, read_loss, read_reply
+from gobii_email.domain.classification import AccountState, Reading, Scope, Verdict, read_loss, read_reply
 from gobii_email.domain.outcomes import Cause
+from gobii_email.domain.smtp_replies import Stage
 from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import Probe, ProbeFailure, ProbeStep
@@ -91,7 +92,9 @@ def _probed(account: AgentEmailAccount) -> _Finding:
     except SecretUnreadable as problem:
         return _Finding(SmtpTest(False, (), str(problem), "Enter the password again."), is_lasting=True)
     release_connection()
-    return _read(wiring.smtp_transport().probe(server, account.endpoint.address))
+    # Many servers judge the sender only once they know a recipient, so it names itself as one.
+    address = account.endpoint.address
+    return _read(wiring.smtp_transport().probe(server, address, recipient=address))
 
 
 def _read(probe: Probe) -> _Finding:
@@ -99,6 +102,9 @@ def _read(probe: Probe) -> _Finding:
     if failure is None:
         return _Finding(SmtpTest(True, probe.steps, "The server accepts mail from this account."))
     reading = _reading(failure)
+    if failure.stage is Stage.RCPT and failure.reply is not None and reading.scope is Scope.RECIPIENT:
+        # The sender was accepted; that the address takes no mail itself does not keep it from sending.
+        return _Finding(SmtpTest(True, _warnings(probe.steps), "The server accepts mail from this account."))
     if failure.lost is not None and failure.lost.cause in _UNTOLD:
         return _Finding(SmtpTest(False, _discreet(probe.steps), UNREACHABLE_NAME, ""), is_lasting=True)
     said = failure.lost.text if failure.lost else f"The server answered {failure.reply} (at {failure.stage})."
@@ -131,6 +137,10 @@ def _discreet(steps: Sequence[ProbeStep]) -> Sequence[ProbeStep]:
         replace(step, text=UNREACHABLE_NAME, milliseconds=0) if step.status == "fail" else step
         for step in steps
     ]
+
+
+def _warnings(steps: Sequence[ProbeStep]) -> Sequence[ProbeStep]:
+    return [replace(step, status="warn") if step.status == "fail" else step for step in steps]
 
 
 def _store(tested: AgentEmailAccount, finding: _Finding) -> SmtpTest:
