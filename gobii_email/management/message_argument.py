@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from gobii_email.domain.lifecycle import MessageStatus
 from gobii_email.management.terminal import EmailCommand
 from gobii_email.models import PersistentAgentMessage
 from gobii_email.services.status import DeliveryStatus, delivery_status
@@ -19,6 +20,9 @@ def printable(text: object) -> str:
 def as_sentence(status: DeliveryStatus) -> str:
     """`ID status`, and why it waits or what went wrong."""
     last = status.attempts[-1].error_message if status.attempts else ""
+    if status.status == MessageStatus.PARTIALLY_SENT:
+        missed = ("refused", "bounced")
+        last = "Not to " + ", ".join(row.address for row in status.recipients if row.status in missed) + "."
     return " ".join(
         part for part in (status.message_id, status.status, printable(status.waiting_for or last)) if part
     )

@@ -264,7 +264,8 @@ class Command(EmailCommand):
             self._tell(pk, number)
         if went_out < len(sent):
             still = f", {len(waiting)} of them still on their way" if waiting else ""
-            raise CommandError(f"{len(sent) - went_out} of {len(sent)} not sent{still}.", returncode=1)
+            text = f"{len(sent) - went_out} of {len(sent)} not sent to everybody{still}."
+            raise CommandError(text, returncode=1)
 
     def _tell(self, pk: uuid.UUID, number: int | None) -> bool:
         """Prints where the message is now; whether it went out."""
