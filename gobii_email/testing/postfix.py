@@ -42,6 +42,7 @@ message_size_limit = {max_message_bytes}
 virtual_mailbox_limit = 0
 virtual_mailbox_domains = {domain}
 virtual_mailbox_maps = texthash:{here}/etc/mailboxes
+virtual_alias_maps = texthash:{here}/etc/aliases
 virtual_mailbox_base = {here}/mailboxes
 virtual_uid_maps = static:{uid}
 virtual_gid_maps = static:{gid}
@@ -104,18 +105,24 @@ class RealPostfix(OwnedServer):
 
     `users` sign in with their address (PLAIN or LOGIN), may send as themselves alone, and have a
     mailbox, as `mailboxes` have; all are in one domain. Raises ServerUnavailable, saying what to
-    install, where it cannot run.
+    install, where it cannot run. `aliases` lead from one address to another, which need not exist:
+    such mail is accepted, and bounces.
     """
 
     name = "postfix"
 
     def __init__(
-        self, authority: ThrowAwayAuthority, users: Mapping[str, str], mailboxes: Iterable[str] = ()
+        self,
+        authority: ThrowAwayAuthority,
+        users: Mapping[str, str],
+        mailboxes: Iterable[str] = (),
+        aliases: Mapping[str, str] = {},  # noqa: B006
     ) -> None:
         super().__init__()
         self._master = _master()
         self._authority = authority
         self._users = dict(users)
+        self._aliases = dict(aliases)
         self._addresses = (*users, *mailboxes)
         self.ports: dict[str, int] = {}
 
@@ -182,9 +189,12 @@ class RealPostfix(OwnedServer):
         nobody = (self.directory / "mailboxes").stat().st_uid
         values = {"here": self.directory, "domain": domain, "max_message_bytes": MAX_MESSAGE_BYTES}
         (self._etc / "main.cf").write_text(_MAIN.format(**values, uid=nobody, gid=nobody))
-        lines = [f"{address} {address}/\n" for address in self._addresses]
-        (self._etc / "mailboxes").write_text("".join(lines))
+        self._write_table("mailboxes", {address: f"{address}/" for address in self._addresses})
+        self._write_table("aliases", self._aliases)
         (self._etc / "owners").write_text("/^(.+)$/ ${1}\n")
+
+    def _write_table(self, name: str, rows: Mapping[str, str]) -> None:
+        (self._etc / name).write_text("".join(f"{key} {value}\n" for key, value in rows.items()))
 
     def _write_services(self) -> None:
         self.ports["starttls"] = self.port
