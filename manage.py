@@ -9,7 +9,13 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gobii_email.settings")
     from django.core.management import execute_from_command_line
 
-    execute_from_command_line(sys.argv)
+    from gobii_email.tracing import flush, start_exporting
+
+    start_exporting()
+    try:
+        execute_from_command_line(sys.argv)
+    finally:
+        flush()
 
 
 if __name__ == "__main__":

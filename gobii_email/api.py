@@ -101,6 +101,7 @@ def _deliver(
     fresh = [message for message in messages if message.pk not in submitted and _is_outbound_email(message)]
     drafts = []
     for message in fresh:
+        _check_sender(message.from_endpoint)
         mail = mail_of(message)
         check_recipients(message.from_endpoint, mail)
         earlier = submitted_under(message.from_endpoint, options.idempotency_key, mail)
@@ -126,6 +127,11 @@ def _is_outbound_email(message: PersistentAgentMessage) -> bool:
         return True
     logger.warning("message.not_outbound_email", extra={"message_id": str(message.pk)})
     return False
+
+
+def _check_sender(endpoint: PersistentAgentCommsEndpoint) -> None:
+    if not endpoint.is_own_email:
+        raise InvalidMail("from", f"no agent owns {endpoint.address}", "Send from an agent's own endpoint")
 
 
 def _submit_once(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:

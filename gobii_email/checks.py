@@ -196,10 +196,25 @@ def check_secret_key(**_: Any) -> list[CheckMessage]:
     return [Warning(text, hint=hint, id="gobii_email.W004")]
 
 
+def check_sqlite(**_: object) -> list[CheckMessage]:
+    """W005: SQLite as Django sets it up by default, with which several workers meet a locked database."""
+    found = settings.DATABASES["default"]
+    is_safe = found.get("OPTIONS", {}).get("transaction_mode") == "IMMEDIATE"
+    if is_safe or not str(found["ENGINE"]).endswith("sqlite3"):
+        return []
+    text = "SQLite without IMMEDIATE transactions: several workers will meet “database is locked”."
+    hint = (
+        'Set OPTIONS = {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": '
+        '"PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"} for this database.'
+    )
+    return [Warning(text, hint=hint, id="gobii_email.W005")]
+
+
 def register_checks() -> None:
     """Called once, when the app is ready."""
     for check in (check_settings, check_key_ring, check_database_pool, check_time_limits):
         register(check, "gobii_email")
+    register(check_sqlite, "gobii_email")
     # Warnings wait for `check --deploy` and `email_doctor`: every command would repeat them otherwise.
     for check in (check_python, check_allowed_networks, check_postmark_webhook, check_secret_key):
         register(check, "gobii_email", Tags.security, deploy=True)

@@ -23,6 +23,9 @@ from gobii_email.domain.secret import Secret
 
 Network = IPv4Network | IPv6Network
 
+# A Django setting of this name is a host project's own broker, which our hints must not go to.
+_ENVIRONMENT_ONLY = {"CELERY_BROKER_URL"}
+
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -86,7 +89,12 @@ class Config:
     redis_url: str = setting(
         "REDIS_URL", str, "redis://127.0.0.1:6379/0", "rate counters, leases, broker unless overridden"
     )
-    celery_broker_url: str = setting("CELERY_BROKER_URL", str, "", "broker; REDIS_URL when empty")
+    own_broker_url: str = setting(
+        "GOBII_BROKER_URL", str, "", "broker of this app alone, for host projects with another one"
+    )
+    celery_broker_url: str = setting(
+        "CELERY_BROKER_URL", str, "", "broker, from the environment only; REDIS_URL when empty"
+    )
     encryption_key: Secret = setting(
         "GOBII_ENCRYPTION_KEY", Secret, "", "key ring `kid:base64key[,kid:base64key…]`, first is primary"
     )
@@ -107,7 +115,7 @@ class Config:
     )
     postmark_server_token: Secret = setting("POSTMARK_SERVER_TOKEN", Secret, "", "Postmark's server token")
     postmark_webhook_secret: Secret = setting(
-        "POSTMARK_WEBHOOK_SECRET", Secret, "", "`user:password` that Postmark's webhook must present; two lines while rotating"
+        "POSTMARK_WEBHOOK_SECRET", Secret, "", "`user:password` of its webhook; two lines while rotating"
     )
     postmark_api_url: str = setting(
         "POSTMARK_API_URL", str, "https://api.postmarkapp.com/", "Postmark's address; another one in tests"
@@ -174,7 +182,8 @@ class Config:
 
     @property
     def broker_url(self) -> str:
-        return self.celery_broker_url or self.redis_url
+        # In Celery's own order: it lets the environment's CELERY_BROKER_URL win over everything.
+        return self.celery_broker_url or self.own_broker_url or self.redis_url
 
 
 def read_text(name: str, default: str = "", environment: Mapping[str, str] = os.environ) -> str:
@@ -196,7 +205,7 @@ def load() -> Config:
     problems: list[str] = []
     for row in fields(Config):
         name, parse, default = row.metadata["name"], row.metadata["parse"], row.metadata["default"]
-        given = getattr(settings, name, MISSING)
+        given = MISSING if name in _ENVIRONMENT_ONLY else getattr(settings, name, MISSING)
         try:
             if given is MISSING:
                 values[row.name] = parse(read_text(name, default))

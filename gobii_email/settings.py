@@ -73,7 +73,7 @@ def database(url: str, *, pool_size: int) -> dict[str, object]:
     }
 
 
-VAR.mkdir(parents=True, exist_ok=True)
+(VAR / "static").mkdir(parents=True, exist_ok=True)
 DATABASES = {
     "default": database(
         read_text("DATABASE_URL", f"sqlite:///{VAR / 'gobii_email.sqlite3'}"),

@@ -1,7 +1,7 @@
 """The one list of spans and their attributes. None of them ever holds a secret or a recipient.
 
 Knows the OpenTelemetry API alone: without an SDK in the process every call here costs next to nothing
-and records nothing. Where spans are exported to is decided by the process that starts (`worker/tracing.py`).
+and records nothing. Where spans are exported to is decided by the process that starts (`tracing.py`).
 """
 
 import logging

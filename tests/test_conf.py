@@ -29,6 +29,7 @@ def nothing_is_set(monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
 
 GIVEN: list[tuple[str, str, str, object]] = [
     ("REDIS_URL", "redis_url", "redis://r:1/2", "redis://r:1/2"),
+    ("GOBII_BROKER_URL", "own_broker_url", "amqp://b", "amqp://b"),
     ("CELERY_BROKER_URL", "celery_broker_url", "amqp://b", "amqp://b"),
     ("GOBII_ENCRYPTION_KEY", "encryption_key", "k:AAAA", Secret("k:AAAA")),
     ("BYO_EMAIL_ENABLED", "byo_email_enabled_setting", "off", False),
@@ -74,6 +75,8 @@ def test_a_setting_is_read_from_each_source(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: Any,
 ) -> None:  # fmt: skip
     if source == "django":
+        if name == "CELERY_BROKER_URL":
+            pytest.skip("a Django setting of this name is the host project's own broker")
         setattr(settings, name, text)
     elif source == "environment":
         monkeypatch.setenv(name, f" {text}\n")

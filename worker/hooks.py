@@ -12,10 +12,10 @@ from celery.concurrency import get_implementation
 from django.core.exceptions import ImproperlyConfigured
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 
+from gobii_email import tracing
 from gobii_email.checks import refuse_pool_with
 from gobii_email.conf import config
 from gobii_email.logs import JsonFormatter
-from worker import tracing
 
 logger = logging.getLogger("gobii_email.worker")
 

@@ -1,5 +1,6 @@
 """The tasks: named, with ids only, each a call of one service that answers its short outcome."""
 
+import logging
 from typing import Any
 
 from celery import Task
@@ -7,9 +8,19 @@ from celery import Task
 from gobii_email.services import deliver as delivery
 from worker.celery import app
 
+logger = logging.getLogger("gobii_email.worker")
+
+
+class TaskFailed(Exception):
+    """What Celery, its events and its spans learn of a failure: never the words of a foreign exception."""
+
 
 @app.task(name="gobii_email.deliver", bind=True, ignore_result=True)
 def deliver(self: Task, attempt_id: str, **_: Any) -> str:
     """Sends one attempt if it is due. Lost or doubled calls change nothing."""
-    owner = f"{self.request.hostname}"
-    return f"{attempt_id} → {delivery.deliver(attempt_id, owner=owner)}"
+    try:
+        outcome = delivery.deliver(attempt_id, owner=self.request.hostname or "")
+    except Exception as problem:
+        logger.exception("task.failed", extra={"attempt_id": attempt_id})
+        raise TaskFailed(f"{type(problem).__name__}; the log says more, rescue looks after it") from None
+    return f"{attempt_id} → {outcome}"

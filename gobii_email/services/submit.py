@@ -193,7 +193,7 @@ def addresses(field_name: str, given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def subject_line(text: str) -> str:
-    """`text` as it is sent: escape sequences that a model left in it decoded, on one line. Raises InvalidMail."""
+    """`text` on one line, the escape sequences that a model left in it decoded. Raises InvalidMail."""
     return clean_subject(decode_escapes(text))
 
 

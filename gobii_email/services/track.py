@@ -171,7 +171,7 @@ def _change(
             address=recipient.address,
             reply=recipient.reply,
         )
-        transaction.on_commit(tell_others, robust=True)
+        transaction.on_commit(tell_others)
     return True
 
 

@@ -35,7 +35,7 @@ SEND = """
 from gobii_email.api import send_agent_email
 for n in range({count}):
     message = send_agent_email(
-        from_endpoint={sender!r}, to=f"to{{n}}@rcpt.example", subject=f"mail {{n}}", body="Hello", **{options!r}
+        from_endpoint={sender!r}, to=f"to{{n}}@rcpt.example", subject=f"{{n}}", body="Hello", **{options!r}
     )
     print(message.pk)
 """

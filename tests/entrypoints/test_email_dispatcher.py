@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.django_db
 def test_one_round_hands_out_what_is_due_and_says_so(settings):
-    settings.CELERY_BROKER_URL = "memory://"
+    settings.GOBII_BROKER_URL = "memory://"
     api.send_agent_email(from_endpoint=an_endpoint(), to="bob@example.com", subject="Tea", body="At five?")
     assert run("email_dispatcher", "--once", "--json").document["handed_out"] == 0
     OutboundMessageAttempt.objects.update(due_at=ago(seconds=1))

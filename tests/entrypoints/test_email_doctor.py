@@ -90,7 +90,7 @@ def test_the_broker_of_its_own_address_is_asked_and_its_password_is_not_shown(st
     settings.REDIS_URL = stack.valkey.url
     assert examinations.broker().text == "the same as redis"
     for scheme in ("redis", "amqp"):
-        settings.CELERY_BROKER_URL = f"{scheme}://user:{PASSWORD}@127.0.0.1:1/0"
+        settings.GOBII_BROKER_URL = f"{scheme}://user:{PASSWORD}@127.0.0.1:1/0"
         row = examinations.broker()
         assert row.status == "fail"
         assert "127.0.0.1:1" in row.text
@@ -155,7 +155,7 @@ def test_an_sqlite_whose_writers_fail_on_each_other_is_a_warning(monkeypatch):
 
 @pytest.mark.django_db
 def test_mail_that_nobody_looked_at_points_to_the_dispatcher(settings):
-    settings.CELERY_BROKER_URL = "memory://"
+    settings.GOBII_BROKER_URL = "memory://"
     api.send_agent_email(from_endpoint=an_endpoint(), to="bob@example.com", subject="Tea", body="At five?")
     assert examinations.dispatcher().status == "ok"
     assert examinations.queue().status == "ok"
@@ -166,7 +166,7 @@ def test_mail_that_nobody_looked_at_points_to_the_dispatcher(settings):
 
 @pytest.mark.django_db
 def test_mail_that_is_ready_for_long_is_a_warning_and_held_mail_is_not(settings):
-    settings.CELERY_BROKER_URL = "memory://"
+    settings.GOBII_BROKER_URL = "memory://"
     api.send_agent_email(from_endpoint=an_endpoint(), to="bob@example.com", subject="Tea", body="At five?")
     OutboundMessageAttempt.objects.update(
         not_before=ago(minutes=20), due_at=timezone.now() + timedelta(minutes=1)

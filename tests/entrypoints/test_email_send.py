@@ -19,7 +19,7 @@ FLAGS = ("--from", SENDER, "--to", "bob@example.com", "--subject", "Tea", "--bod
 
 @pytest.fixture(autouse=True)
 def no_broker(settings):
-    settings.CELERY_BROKER_URL = "memory://"
+    settings.GOBII_BROKER_URL = "memory://"
 
 
 @pytest.fixture

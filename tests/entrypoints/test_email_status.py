@@ -14,7 +14,7 @@ IN_THREADS = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture(autouse=True)
 def no_broker(settings):
-    settings.CELERY_BROKER_URL = "memory://"
+    settings.GOBII_BROKER_URL = "memory://"
 
 
 @pytest.fixture

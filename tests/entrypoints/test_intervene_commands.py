@@ -14,7 +14,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture(autouse=True)
 def no_broker(settings):
-    settings.CELERY_BROKER_URL = "memory://"
+    settings.GOBII_BROKER_URL = "memory://"
 
 
 def send(**options):

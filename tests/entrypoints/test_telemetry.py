@@ -13,13 +13,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from gobii_email import api, telemetry
+from gobii_email import api, telemetry, tracing
 from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt
 from gobii_email.ports import Auth, Security, SmtpServer
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 from gobii_email.testing.stack import Stack
 from tests.conftest import PASSWORD, RecordingDoorbell
-from worker import tracing
 
 pytestmark = pytest.mark.django_db
 
@@ -214,7 +213,7 @@ def test_an_exporter_that_is_asked_for_can_be_had(name: str) -> None:
 
 
 SEND_IN_A_TRACE = """
-from worker import tracing
+from gobii_email import tracing
 tracing.start_exporting()
 from opentelemetry import trace
 from gobii_email import api

@@ -48,6 +48,7 @@ USE_TZ = True
 
 # What the app needs to know, as Django settings of the host.
 REDIS_URL = os.environ["HOST_REDIS"]
+CELERY_BROKER_URL = "memory://"  # the host's own Celery may read this; our hints must not
 GOBII_ENCRYPTION_KEY = f"host:{'B' * 43}="
 BYO_EMAIL_ALLOWED_NETWORKS = ["127.0.0.0/8", "::1/128"]
 BYO_EMAIL_ALLOWED_PORTS = [int(os.environ["HOST_SMTP_PORT"])]

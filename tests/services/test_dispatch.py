@@ -229,7 +229,7 @@ def test_a_bell_that_nobody_hears_loses_nothing(
     assert statuses(message) == ["queued"]
     due_at = message.attempts.get().due_at
     assert due_at is not None
-    assert due_at - timezone.now() <= timedelta(seconds=5), "it is looked at again once the breaker has closed"
+    assert due_at - timezone.now() <= timedelta(seconds=5), "looked at again once the breaker has closed"
 
 
 @pytest.mark.parametrize("held", ["", "The mailbox is paused."])

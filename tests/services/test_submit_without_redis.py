@@ -43,7 +43,6 @@ def valkey() -> Iterator[EmbeddedValkey]:
 def broker(valkey: EmbeddedValkey, settings: Any) -> EmbeddedValkey:
     """The broker that submissions ring."""
     settings.REDIS_URL = valkey.url
-    settings.CELERY_BROKER_URL = ""
     settings.GOBII_RING_GRACE = "0s"
     return valkey
 

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 
 from opentelemetry import trace
 
-logger = logging.getLogger("gobii_email.worker")
+logger = logging.getLogger(__name__)
 
 _OTLP = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
