@@ -191,6 +191,10 @@ class AgentEmailAccount(models.Model):
             secret=self._smtp_secret(),
         )
 
+    @property
+    def smtp_server_name(self) -> str:
+        return f"{self.smtp_host}:{self.smtp_port}"
+
     def _smtp_secret(self) -> Secret | None:
         match self.smtp_auth:
             case self.AuthMode.NONE:
@@ -355,9 +359,12 @@ class AgentEmailOAuthCredential(models.Model):
 
 
 class MailHost(models.Model):
-    """A server that asked to be left alone for a while; shared by all accounts that use it."""
+    """A server that asked to be left alone for a while; shared by all accounts that use it.
 
-    name = models.CharField(primary_key=True, max_length=255)
+    `name` is `host:port`, as `AgentEmailAccount.smtp_server_name` gives it.
+    """
+
+    name = models.CharField(primary_key=True, max_length=264)
     backoff_until = models.DateTimeField(null=True, blank=True)
     failures = models.PositiveIntegerField(default=0)
     reason = models.TextField(blank=True)

@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Any
 
 from django.db import connection, models
-from django.db.models import OuterRef, Q, Subquery
+from django.db.models import OuterRef, Q, Subquery, Value
+from django.db.models.functions import Cast, Concat
 
 from gobii_email.domain.lifecycle import OPEN, AttemptStatus, Move, Provider, after
 from gobii_email.models.accounts import MailHost
@@ -36,7 +37,10 @@ class AttemptQuerySet(models.QuerySet["OutboundMessageAttempt"]):
 
     def for_delivery(self, attempt_id: str) -> "OutboundMessageAttempt":
         """The attempt with everything its delivery needs, in one statement."""
-        host = MailHost.objects.filter(name=OuterRef("from_endpoint__agentemailaccount__smtp_host"))
+        account = "from_endpoint__agentemailaccount__"
+        port = Cast(OuterRef(f"{account}smtp_port"), models.CharField())
+        name = Concat(OuterRef(f"{account}smtp_host"), Value(":"), port)
+        host = MailHost.objects.filter(name=name)
         return (
             self.select_related(
                 "message__frozen",

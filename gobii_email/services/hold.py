@@ -8,7 +8,7 @@ import logging
 import uuid
 from datetime import datetime, timedelta
 
-from django.db.models import F
+from django.db.models import F, Q
 from django.utils import timezone
 
 from gobii_email.domain.classification import AccountState, Reading, Scope, Verdict
@@ -41,10 +41,12 @@ def react(
     if judgement.move is Move.ACCEPTED:
         _note_health(account, now)
         if attempt.host_backoff_until is not None:
-            MailHost.objects.filter(name=account.smtp_host).delete()
+            MailHost.objects.filter(name=account.smtp_server_name).delete()
         return []
     if judgement.reading.scope is Scope.HOST and judgement.reading.verdict is Verdict.TEMPORARY:
-        return [_back_off(attempt, account, said, now)]
+        AgentEmailAccount.objects.filter(pk=account.pk).update(smtp_error=said)
+        # What the network did to one connection is no wish of the server's: the schedule is enough.
+        return [] if attempt.smtp_code is None else [_back_off(attempt, account, said, now)]
     return []
 
 
@@ -72,7 +74,10 @@ def _hold(
 ) -> OutboundMessageEvent:
     until = ends_at(reading, now)
     reason = f"{reading.advice} ({said})"
-    AgentEmailAccount.objects.filter(pk=account.pk).exclude(state=AccountState.PAUSED).update(
+    # A hold that waits for a person, and a pause, are not shortened by what came after them.
+    stays = ~Q(state=AccountState.ACTIVE) & Q(state_until__isnull=True)
+    stays |= Q(state=AccountState.PAUSED, state_until__gt=now)
+    AgentEmailAccount.objects.filter(pk=account.pk).exclude(stays).update(
         state=str(reading.hold), state_reason=reason, state_until=until, smtp_error=reason
     )
     logger.warning("account.held", extra={"attempt_id": str(attempt.pk), "state": str(reading.hold)})
@@ -90,16 +95,16 @@ def _hold(
 def _back_off(
     attempt: OutboundMessageAttempt, account: AgentEmailAccount, said: str, now: datetime
 ) -> OutboundMessageEvent:
-    host, _ = MailHost.objects.get_or_create(name=account.smtp_host)
-    span = min(FIRST_HOST_BACKOFF * 2 ** min(host.failures, 10), LONGEST_HOST_BACKOFF)
-    until = now + span
-    MailHost.objects.filter(pk=host.pk).update(
-        failures=F("failures") + 1, backoff_until=until, reason=said, updated_at=now
-    )
-    AgentEmailAccount.objects.filter(pk=account.pk).update(smtp_error=said)
-    return event(
-        attempt, "host_backoff", f"{account.smtp_host} is left alone until {clock_time(until, now)}.", at=now
-    )
+    host, _ = MailHost.objects.get_or_create(name=account.smtp_server_name)
+    until = host.backoff_until
+    if until is None or until <= now:
+        # Grows once a round, however many connections the server turned away in it.
+        until = now + min(FIRST_HOST_BACKOFF * 2 ** min(host.failures, 10), LONGEST_HOST_BACKOFF)
+        MailHost.objects.filter(pk=host.pk, failures=host.failures).update(
+            failures=F("failures") + 1, backoff_until=until, reason=said, updated_at=now
+        )
+    text = f"{host.name} is left alone until {clock_time(until, now)}."
+    return event(attempt, "host_backoff", text, at=now)
 
 
 def pause(account: AgentEmailAccount, *, reason: str, until: datetime | None = None) -> None:

@@ -11,9 +11,13 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from gobii_email import api
+from gobii_email.domain.lifecycle import Provider
+from gobii_email.domain.outcomes import Refused
+from gobii_email.domain.smtp_replies import Reply, Stage
 from gobii_email.models import AgentEmailAccount, MailHost, OutboundMessageAttempt, PersistentAgentMessage
 from gobii_email.services.deliver import deliver
-from gobii_email.services.hold import resume
+from gobii_email.services.hold import pause, resume
+from gobii_email.services.settle import settle
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 from tests.conftest import RecordingDoorbell
 
@@ -192,7 +196,6 @@ def test_a_connection_lost_before_the_mark_is_tried_again(
     smtp_server.faults.times["MAIL"] = 1
     message = send()
     assert deliver_all() == ["deferred"]
-    MailHost.objects.all().delete()
     make_due(message)
     assert deliver_all() == ["sent"]
     assert len(smtp_server.messages) == 1
@@ -205,7 +208,7 @@ def test_a_server_that_asks_to_be_left_alone_is(
     first, second = send(), send(to="b@rcpt.example")
     outcomes = deliver_all()
     assert outcomes == ["deferred", "postponed"]
-    assert MailHost.objects.get().name == "localhost"
+    assert MailHost.objects.get().name == f"localhost:{smtp_server.port}"
     assert second.attempts.get().number == 1
     assert "left alone" in (api.delivery_status(second.pk).waiting_for or "")
     assert first.attempts.count() == 2
@@ -278,3 +281,31 @@ def test_nobody_can_send_the_same_attempt_twice(
     attempt = send().attempts.get()
     assert [deliver(str(attempt.pk), owner="a"), deliver(str(attempt.pk), owner="b")] == ["sent", "not due"]
     assert len(smtp_server.messages) == 1
+
+
+def test_a_lost_connection_is_no_reason_to_leave_the_server_alone(
+    account: AgentEmailAccount, smtp_server: ScriptedSmtpServer, deliver_all: Deliver
+) -> None:
+    smtp_server.faults.drops.add("EHLO")
+    smtp_server.faults.times["EHLO"] = 1
+    first, second = send(), send(to="b@rcpt.example")
+    assert deliver_all() == ["deferred", "sent"]
+    assert not MailHost.objects.exists()
+    account.refresh_from_db()
+    assert account.smtp_error == "", "the success that followed is the newer news"
+    assert (fresh(first).latest_status, fresh(second).latest_status) == ("queued", "sent")
+
+
+def test_a_hold_that_waits_for_a_person_is_not_shortened_by_a_slower_answer(
+    account: AgentEmailAccount,
+) -> None:
+    attempt = send().attempts.get()
+    now = timezone.now()
+    attempts = OutboundMessageAttempt.objects
+    attempts.claim(str(attempt.pk), owner="w", now=now, lease_until=now + timedelta(minutes=1))
+    loaded = attempts.for_delivery(str(attempt.pk))
+    pause(account, reason="holidays")
+    quota = Refused(Stage.DOT, Reply(550, "5.4.5", "Daily user sending quota exceeded"))
+    settle(loaded, quota, provider=Provider.SMTP, now=now)
+    account.refresh_from_db()
+    assert (account.state, account.state_reason) == ("paused", "holidays")
