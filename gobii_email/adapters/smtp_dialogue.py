@@ -34,6 +34,17 @@ _EXTENSIONS_THAT_COUNT = (
     "SMTPUTF8",
     "STARTTLS",
 )
+# Why we leave although the server would go on.
+_OUR_OWN_REASONS = frozenset(
+    {
+        Cause.STARTTLS_NOT_OFFERED,
+        Cause.AUTH_NOT_OFFERED,
+        Cause.AUTH_WITHOUT_TLS,
+        Cause.SECRET_UNREADABLE,
+        Cause.SMTPUTF8_REQUIRED,
+        Cause.MESSAGE_TOO_LARGE,
+    }
+)
 _QUEUE_IDS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -128,7 +139,7 @@ class Dialogue:
             return self.lost(Cause.LEASE_LOST, text)
 
     def lost(self, cause: Cause, text: str) -> Lost:
-        self._is_at_command = False
+        self._is_at_command = self._is_at_command and cause in _OUR_OWN_REASONS
         return Lost(self.stage, cause, text, self._is_marked, dict(self._refused), self.facts())
 
     def _refusal(self, reply: Reply) -> Refused:

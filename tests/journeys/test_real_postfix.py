@@ -184,7 +184,9 @@ def test_a_server_that_is_not_as_set_is_refused_before_any_login(
     assert code == 1
     assert said in tested["text"]
     assert remedy in tested["advice"]
-    assert not re.search(r" auth=|sasl", _until_disconnected(plant, door, before))
+    log = _until_disconnected(plant, door, before)
+    assert not re.search(r" auth=|sasl", log)
+    assert (" quit=1 " in log) is (door == "clear_login" or security == "none")
 
 
 def _until_disconnected(plant: Plant, door: str, start: int) -> str:
