@@ -32,6 +32,7 @@ UNREACHABLE_NAME = (
 be a way to find out which names and machines a private network has."""
 
 _UNTOLD = {Cause.ADDRESS_NOT_ALLOWED, Cause.HOST_UNKNOWN}
+_NO_RELAY = "relay-denied"
 _LASTING = {AccountState.AUTH_NEEDED, AccountState.CONFIG_NEEDED, AccountState.BLOCKED}
 
 
@@ -102,7 +103,7 @@ def _read(probe: Probe) -> _Finding:
     if failure is None:
         return _Finding(SmtpTest(True, probe.steps, "The server accepts mail from this account."))
     reading = _reading(failure)
-    if failure.stage is Stage.RCPT and failure.reply is not None and reading.scope is Scope.RECIPIENT:
+    if failure.stage is Stage.RCPT and reading.scope is Scope.RECIPIENT and reading.category != _NO_RELAY:
         # The sender was accepted; that the address takes no mail itself does not keep it from sending.
         return _Finding(SmtpTest(True, _warnings(probe.steps), "The server accepts mail from this account."))
     if failure.lost is not None and failure.lost.cause in _UNTOLD:

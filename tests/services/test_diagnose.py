@@ -170,3 +170,22 @@ def test_a_certificate_of_nobody_ends_the_test_before_the_password(
         test = test_smtp(account_at(server))
     assert not test.ok and "certificate" in test.advice
     assert server.logins == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "passes"),
+    [
+        ("550 5.1.1 no such user", True),
+        ("450 4.2.0 greylisted", True),
+        ("554 5.7.1 Relay access denied", False),
+        ("553 5.7.1 Sender address rejected: not owned by user anna", False),
+    ],
+)
+def test_what_is_said_of_the_own_address_as_a_recipient_counts_only_against_the_sender(
+    server: ScriptedSmtpServer, reply: str, passes: bool
+) -> None:
+    server.faults = Faults(always={ADDRESS: reply})
+    test = test_smtp(account_at(server))
+    (step,) = [step for step in test.steps if step.name == "rcpt"]
+    assert (test.ok, step.status) == (passes, "warn" if passes else "fail")
+    assert stored().is_smtp_tested is passes
