@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from django.db import DatabaseError, connection
-from django.db.models import Exists, QuerySet
+from django.db import Error, connection, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus, Provider
@@ -55,7 +55,9 @@ class Lease:
             raise LeaseLost
 
     def _announce(self) -> bool:
-        message = PersistentAgentMessage.objects.filter(Exists(self._row()), pk=self.attempt.message_id)
+        # The attempt is locked first: else a withdrawal that is being committed would go unseen.
+        mine = self._row().select_for_update().values("message_id")
+        message = PersistentAgentMessage.objects.filter(pk__in=mine)
         return _is_written(lambda: message.update(latest_status=MessageStatus.SENDING))
 
     def mark(self) -> None:
@@ -77,8 +79,9 @@ class Lease:
 def _is_written(write: Callable[[], int]) -> bool:
     """Whether a row was written and committed. A database that is away counts as no: then nothing is sent."""
     try:
-        return bool(write())
-    except DatabaseError:
+        with transaction.atomic():
+            return bool(write())
+    except Error:
         logger.exception("lease.write.failed")
         return False
     finally:
@@ -129,12 +132,17 @@ class LeaseKeeper:
                     self._changed.wait()
                 pause = min(lease.length for lease in self._leases.values()).total_seconds() / 3
             threading.Event().wait(pause)
+            self._renew_if_possible()
+
+    def _renew_if_possible(self) -> None:
+        try:
             try:
                 self.renew()
-            except DatabaseError:
-                logger.warning("lease.renewal.failed")
             finally:
                 connection.close()
+        except Exception:
+            # Whatever it was: without this thread every slow send would be taken for dead.
+            logger.warning("lease.renewal.failed", exc_info=True)
 
 
 keeper = LeaseKeeper()
