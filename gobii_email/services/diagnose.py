@@ -103,8 +103,8 @@ def _read(probe: Probe) -> _Finding:
     if failure is None:
         return _Finding(SmtpTest(True, probe.steps, "The server accepts mail from this account."))
     reading = _reading(failure)
-    if failure.stage is Stage.RCPT and reading.scope is Scope.RECIPIENT and reading.category != _NO_RELAY:
-        # The sender was accepted; that the address takes no mail itself does not keep it from sending.
+    if failure.stage is Stage.RCPT and not _is_about_the_sender(failure, reading):
+        # The sender was accepted; whether this one address takes mail does not keep it from sending.
         return _Finding(SmtpTest(True, _warnings(probe.steps), "The server accepts mail from this account."))
     if failure.lost is not None and failure.lost.cause in _UNTOLD:
         return _Finding(SmtpTest(False, _discreet(probe.steps), UNREACHABLE_NAME, ""), is_lasting=True)
@@ -117,6 +117,13 @@ def _reading(failure: ProbeFailure) -> Reading:
         return read_loss(failure.lost)
     assert failure.reply is not None
     return read_reply(failure.stage, failure.reply)
+
+
+def _is_about_the_sender(failure: ProbeFailure, reading: Reading) -> bool:
+    """Whether a refusal at RCPT is one that mail to anybody else would meet as well."""
+    if failure.reply is None or not failure.reply.is_permanent:
+        return False
+    return reading.hold is not None or reading.category == _NO_RELAY or reading.scope is Scope.ACCOUNT
 
 
 def _is_lasting(reading: Reading) -> bool:

@@ -189,3 +189,13 @@ def test_what_is_said_of_the_own_address_as_a_recipient_counts_only_against_the_
     (step,) = [step for step in test.steps if step.name == "rcpt"]
     assert (test.ok, step.status) == (passes, "warn" if passes else "fail")
     assert stored().is_smtp_tested is passes
+
+
+@pytest.mark.parametrize("faults", [Faults(drops={"RCPT"}), Faults(replies={"RCPT": "421 4.3.2 busy"})])
+def test_a_server_that_breaks_off_at_the_recipient_has_still_accepted_the_sender(
+    server: ScriptedSmtpServer, faults: Faults
+) -> None:
+    server.faults = faults
+    test = test_smtp(account_at(server))
+    assert test.ok
+    assert [step.status for step in test.steps if step.name == "rcpt"] == ["warn"]
