@@ -27,7 +27,7 @@ class AttemptQuerySet(models.QuerySet["OutboundMessageAttempt"]):
         taken = self.filter(pk=attempt_id, status=AttemptStatus.QUEUED, not_before__lte=now).update(
             status=after(AttemptStatus.QUEUED, Move.CLAIMED),
             lease_token=token,
-            lease_owner=owner,
+            lease_owner=owner[:128],
             started_at=now,
             due_at=lease_until,
             stage="",
