@@ -32,7 +32,7 @@ from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt
 from gobii_email.ports import Envelope, Wait
 from gobii_email.services.end import end_unsent, postpone
-from gobii_email.services.hold import account_of
+from gobii_email.services.hold import account_of, wake_if_free
 from gobii_email.services.lease import Lease, keeper, release_connection
 from gobii_email.services.settle import settle
 
@@ -56,7 +56,7 @@ def deliver(attempt_id: str, *, owner: str) -> str:
         case NoTransport(reason=reason):
             return end_unsent(attempt, Move.PERMANENT, "no_transport", reason, now)
         case Hold(code=code, reason=reason):
-            return postpone(attempt, code, reason, _held_until(attempt, code, now), now)
+            return _hold_back(attempt, code, reason, now)
         case Use(provider=provider):
             pass
     wait = _asked_to_wait(attempt, provider, now)
@@ -118,6 +118,13 @@ def _obstacle_of_the_moment(
             "host_backoff", f"{account.smtp_host} asked to be left alone: {attempt.host_backoff_reason}"
         )
     return None
+
+
+def _hold_back(attempt: OutboundMessageAttempt, code: str, reason: str, now: datetime) -> str:
+    outcome = postpone(attempt, code, reason, _held_until(attempt, code, now), now)
+    if code in set(AccountState):
+        wake_if_free(attempt, now)
+    return outcome
 
 
 def _held_until(attempt: OutboundMessageAttempt, code: str, now: datetime) -> datetime | None:

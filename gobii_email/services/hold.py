@@ -37,7 +37,7 @@ def react(
     if account is None:
         return []
     if judgement.hold is not None:
-        return [_hold(attempt, account, judgement.hold, said, now)]
+        return _hold(attempt, account, judgement.hold, said, now)
     if judgement.move is Move.ACCEPTED:
         _note_health(account, now)
         if attempt.host_backoff_until is not None:
@@ -71,25 +71,33 @@ def _note_health(account: AgentEmailAccount, now: datetime) -> None:
 
 def _hold(
     attempt: OutboundMessageAttempt, account: AgentEmailAccount, reading: Reading, said: str, now: datetime
-) -> OutboundMessageEvent:
+) -> list[OutboundMessageEvent]:
+    """Holds the account, save where a longer hold is in force or other settings were tested meanwhile."""
     until = ends_at(reading, now)
     reason = f"{reading.advice} ({said})"
     # A hold that waits for a person, and a pause, are not shortened by what came after them.
     stays = ~Q(state=AccountState.ACTIVE) & Q(state_until__isnull=True)
     stays |= Q(state=AccountState.PAUSED, state_until__gt=now)
-    AgentEmailAccount.objects.filter(pk=account.pk).exclude(stays).update(
-        state=str(reading.hold), state_reason=reason, state_until=until, smtp_error=reason
+    rows = AgentEmailAccount.objects.filter(
+        pk=account.pk, smtp_tested_fingerprint=account.smtp_tested_fingerprint
     )
+    if not rows.exclude(stays).update(
+        state=str(reading.hold), state_reason=reason, state_until=until, smtp_error=reason
+    ):
+        wake_if_free(attempt, now)
+        return []
     logger.warning("account.held", extra={"attempt_id": str(attempt.pk), "state": str(reading.hold)})
     span = "until somebody acts" if until is None else f"until {clock_time(until, now)}"
-    return event(
-        attempt,
-        "account_held",
-        f"The mailbox is held {span}: {reading.advice}",
-        at=now,
-        state=str(reading.hold),
-        category=reading.category,
-    )
+    return [
+        event(
+            attempt,
+            "account_held",
+            f"The mailbox is held {span}: {reading.advice}",
+            at=now,
+            state=str(reading.hold),
+            category=reading.category,
+        )
+    ]
 
 
 def _back_off(
@@ -121,6 +129,13 @@ def resume(account: AgentEmailAccount) -> int:
 def _set_state(account: AgentEmailAccount, state: AccountState, reason: str, until: datetime | None) -> None:
     account.state, account.state_reason, account.state_until = state, reason, until
     account.save(update_fields=["state", "state_reason", "state_until", "updated_at"])
+
+
+def wake_if_free(attempt: OutboundMessageAttempt, now: datetime) -> None:
+    """Lets mail go that was put back while its account's hold was ended: it was not there to be woken."""
+    account = AgentEmailAccount.objects.filter(pk=attempt.from_endpoint_id).first()
+    if account is not None and account.state_at(now) is AccountState.ACTIVE:
+        wake(account.endpoint_id)
 
 
 def wake(endpoint_id: uuid.UUID) -> int:
