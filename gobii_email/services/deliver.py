@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from django.db import OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection
 from django.utils import timezone
 
 from gobii_email import telemetry, wiring
@@ -184,7 +184,7 @@ def persist(write: Callable[[], object], *, within: timedelta) -> None:
         try:
             write()
             return
-        except OperationalError:
+        except (OperationalError, InterfaceError):
             if time.monotonic() + pause > give_up_at:
                 logger.exception("attempt.settle.failed")
                 raise
