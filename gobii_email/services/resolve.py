@@ -4,18 +4,14 @@ An attempt in doubt may or may not have reached the server. Only what is said he
 sent again keeps its Message-ID.
 """
 
-import logging
 from datetime import datetime
 
 from django.db import transaction
 
 from gobii_email.domain.lifecycle import AttemptStatus, Move, RecipientStatus, after
-from gobii_email.domain.outcomes import Accepted, Lost, Outcome
 from gobii_email.models import OutboundMessageAttempt, OutboundMessageRecipient
 from gobii_email.services.follow import Next, queue_next, refresh_message
 from gobii_email.services.tell import event, tell
-
-logger = logging.getLogger(__name__)
 
 _RECIPIENTS = {
     Move.FOUND: RecipientStatus.ACCEPTED,
@@ -56,20 +52,3 @@ def _write(attempt: OutboundMessageAttempt, move: Move, now: datetime) -> bool:
     for name, value in values.items():
         setattr(attempt, name, value)
     return True
-
-
-def note_late_answer(attempt: OutboundMessageAttempt, outcome: Outcome, said: str, now: datetime) -> None:
-    """Keeps the answer that a worker brings after its lease was lost.
-
-    It overwrites nothing. Where the very same lease is the one in doubt, the server's own answer is the
-    evidence that ends the doubt.
-    """
-    if isinstance(outcome, Lost):
-        logger.info("attempt.lease_lost", extra={"attempt_id": str(attempt.pk)})
-        return
-    logger.warning("attempt.late_answer", extra={"attempt_id": str(attempt.pk)})
-    tell([event(attempt, "late_answer", f"A worker that had lost its lease reports: {said}", at=now)])
-    present = OutboundMessageAttempt.objects.select_related("message").get(pk=attempt.pk)
-    if present.lease_token == attempt.lease_token and present.status == AttemptStatus.IN_DOUBT:
-        move = Move.FOUND if isinstance(outcome, Accepted) else Move.ABSENT
-        resolve(present, move, evidence=f"The late answer of its own worker ends the doubt: {said}", now=now)

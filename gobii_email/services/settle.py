@@ -6,6 +6,7 @@ What an ending means is decided in domain/judgement; locks are taken in the orde
 
 import logging
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -34,7 +35,7 @@ from gobii_email.services.follow import (
     queue_next,
     refresh_message,
 )
-from gobii_email.services.resolve import note_late_answer
+from gobii_email.services.resolve import resolve
 from gobii_email.services.tell import event, tell
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def settle(attempt: OutboundMessageAttempt, outcome: Outcome, *, provider: Provi
     ending = _read(attempt, outcome, provider, now)
     with transaction.atomic():
         if not _write_attempt(attempt, ending, provider, now):
-            note_late_answer(attempt, outcome, ending.said, now)
+            _note_late_answer(attempt, ending, now)
             return False
         _write_recipients(attempt, ending)
         events = [_ending_event(attempt, ending, now)]
@@ -72,6 +73,30 @@ def settle(attempt: OutboundMessageAttempt, outcome: Outcome, *, provider: Provi
         refresh_message(attempt, now, own=_statuses(ending) if attempt.number == 1 else None)
         tell(events)
     return True
+
+
+def _note_late_answer(attempt: OutboundMessageAttempt, ending: Ending, now: datetime) -> None:
+    """Keeps the answer that a worker brings after its lease was lost.
+
+    It overwrites nothing. Where the very same lease is the one in doubt, the server's own answer is the
+    evidence that ends the doubt, for each recipient as the server said.
+    """
+    outcome, said = ending.outcome, ending.said
+    if isinstance(outcome, Lost):
+        logger.info("attempt.lease_lost", extra={"attempt_id": str(attempt.pk)})
+        return
+    rows = OutboundMessageAttempt.objects.select_related("message").select_for_update(of=("self",))
+    present = rows.get(pk=attempt.pk)
+    is_its_own = present.lease_token == attempt.lease_token
+    is_in_doubt = is_its_own and present.status == AttemptStatus.IN_DOUBT
+    if is_its_own and not is_in_doubt and present.reply and present.reply == outcome.reply.text:
+        return  # No late answer: this very one was committed, and only the confirmation was lost.
+    logger.warning("attempt.late_answer", extra={"attempt_id": str(attempt.pk)})
+    tell([event(attempt, "late_answer", f"A worker that had lost its lease reports: {said}", at=now)])
+    if is_in_doubt:
+        _write_recipients(attempt, ending, only=outcome.refused)
+        move = Move.FOUND if isinstance(outcome, Accepted) else Move.ABSENT
+        resolve(present, move, evidence=f"The late answer of its own worker ends the doubt: {said}", now=now)
 
 
 def _read(attempt: OutboundMessageAttempt, outcome: Outcome, provider: Provider, now: datetime) -> Ending:
@@ -172,10 +197,14 @@ def _written(found: RecipientJudgement, ending: Ending) -> RecipientJudgement:
     return found
 
 
-def _write_recipients(attempt: OutboundMessageAttempt, ending: Ending) -> None:
-    """One statement for each different result; usually there is one."""
+def _write_recipients(
+    attempt: OutboundMessageAttempt, ending: Ending, *, only: Collection[str] | None = None
+) -> None:
+    """One statement for each different result; usually there is one. `only` these addresses, if given."""
     groups: dict[RecipientJudgement, list[str]] = defaultdict(list)
     for address, found in ending.judgement.recipients.items():
+        if only is not None and address not in only:
+            continue
         groups[_written(found, ending)].append(address)
     for found, addresses in groups.items():
         if found.status is RecipientStatus.PENDING:
@@ -188,7 +217,7 @@ def _write_recipients(attempt: OutboundMessageAttempt, ending: Ending) -> None:
                 "reply": found.reply.text,
             }
         rows = OutboundMessageRecipient.objects.filter(attempt_id=attempt.pk)
-        if len(groups) > 1:
+        if only is not None or len(groups) > 1:
             rows = rows.filter(address__in=addresses)
         rows.update(**values)
 
