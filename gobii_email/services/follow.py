@@ -110,8 +110,8 @@ def refresh_message(
         "latest_error_code": attempt.error_code,
         "latest_error_message": attempt.error_message,
     }
-    if attempt.sent_at is not None and message.latest_sent_at is None:
-        values["latest_sent_at"] = attempt.sent_at
+    if attempt.sent_at is not None:
+        values["latest_sent_at"] = max(attempt.sent_at, message.latest_sent_at or attempt.sent_at)
     if status is MessageStatus.DELIVERED:
         values["latest_delivered_at"] = now
     PersistentAgentMessage.objects.filter(pk=message.pk).update(**values)
