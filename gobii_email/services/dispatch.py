@@ -163,8 +163,13 @@ def _move(attempt: OutboundMessageAttempt, move: Move, **values: object) -> None
 
 
 def look_at_doubt(attempt: OutboundMessageAttempt, now: datetime) -> None:
-    """Sends a doubtful message again where its own policy says so and no evidence came."""
-    if attempt.message.on_doubt != OnDoubt.RESEND:
+    """Sends a doubtful message again where its own policy says so and no evidence came.
+
+    Not once it has expired: then it would be called failed, though the server may have it.
+    """
+    expires_at = attempt.message.expires_at
+    is_over = expires_at is not None and expires_at <= now
+    if is_over or attempt.message.on_doubt != OnDoubt.RESEND:
         OutboundMessageAttempt.objects.filter(pk=attempt.pk).update(due_at=None)
         return
     resolve(

@@ -53,10 +53,17 @@ def next_attempt_at(
 
 
 def doubt_due_at(attempt: OutboundMessageAttempt, now: datetime) -> datetime | None:
-    """When somebody should look at a doubt again by itself: only where the message says resend."""
-    if attempt.message.on_doubt == OnDoubt.RESEND:
-        return now + config().doubt_resend_after
-    return None
+    """When a doubt ends by itself: only where the message says resend and lives long enough.
+
+    Each further doubt about a message doubles the wait: a server that takes mail and never says so would
+    otherwise be given a copy every quarter of an hour.
+    """
+    message = attempt.message
+    if message.on_doubt != OnDoubt.RESEND:
+        return None
+    earlier = message.events.filter(event=AttemptStatus.IN_DOUBT).count()
+    at = now + config().doubt_resend_after * 2 ** min(earlier, 10)
+    return at if message.expires_at is None or at < message.expires_at else None
 
 
 def people(addresses: Sequence[str]) -> str:
