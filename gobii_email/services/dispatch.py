@@ -78,7 +78,9 @@ def _take_due(now: datetime) -> tuple[list[str], int]:
             end_unsent(attempt, Move.EXPIRED, "expired", _expiry_text(attempt), now)
         due = [row.pk for row in rows if row not in expired]
         OutboundMessageAttempt.objects.filter(pk__in=due, status=AttemptStatus.QUEUED).update(
-            due_at=now + config().hint_lifetime
+            # The wait is over; `held_code` stays, so that the same hold is told once.
+            due_at=now + config().hint_lifetime,
+            held_reason="",
         )
     return [str(pk) for pk in due], len(expired)
 

@@ -27,7 +27,7 @@ def postpone(
             lease_token=None,
         ):
             return "lease lost"
-        if (attempt.held_code, attempt.held_reason) != (code, reason):
+        if attempt.held_code != code:
             when = f"until {clock_time(due_at, now)}" if until else "until somebody acts"
             tell([event(attempt, "postponed", f"Waits {when}: {reason}", at=now, code=code)])
     return "postponed"
