@@ -48,6 +48,7 @@ class AttemptQuerySet(models.QuerySet["OutboundMessageAttempt"]):
                 "from_endpoint__agentemailaccount__endpoint",
                 "from_endpoint__agentemailaccount__oauth_credential",
             )
+            .defer("message__body", "message__raw_payload", "message__frozen__html", "message__frozen__text")
             .annotate(
                 host_backoff_until=Subquery(host.values("backoff_until")[:1]),
                 host_backoff_reason=Subquery(host.values("reason")[:1]),
@@ -66,6 +67,7 @@ class AttemptQuerySet(models.QuerySet["OutboundMessageAttempt"]):
     def lock_due(self, now: datetime, status: AttemptStatus, limit: int) -> list["OutboundMessageAttempt"]:
         """Up to `limit` due attempts of `status`, locked for this transaction, none that another locks."""
         rows = self.due(now).filter(status=status).select_related("message")
+        rows = rows.defer("message__body", "message__raw_payload")  # large, and nothing to a dispatcher
         skips = connection.features.has_select_for_update_skip_locked
         return list(rows.select_for_update(skip_locked=skips, of=("self",) if skips else ())[:limit])
 
