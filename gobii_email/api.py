@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from gobii_email.domain.composition import EmailAttachmentPayload
 from gobii_email.domain.invalid_mail import InvalidMail
+from gobii_email.domain.lifecycle import MessageStatus
 from gobii_email.models import (
     CommsChannel,
     OutboundMessageAttempt,
@@ -211,12 +212,15 @@ def cancel_agent_email(message_id: uuid.UUID | str | PersistentAgentMessage) -> 
     message = _message(message_id)
     withdrawn = intervene.cancel(message)
     message.refresh_from_db(fields=["latest_status"])
-    text = (
-        "Withdrawn; no server has it."
-        if withdrawn
-        else f"Not withdrawn: the message is {message.latest_status}."
-    )
-    return Cancellation(withdrawn, message.latest_status, text)
+    return Cancellation(withdrawn, message.latest_status, _cancelled(withdrawn, message.latest_status))
+
+
+def _cancelled(withdrawn: bool, status: str) -> str:
+    if not withdrawn:
+        return f"Not withdrawn: the message is {status}."
+    if status == MessageStatus.CANCELLED:
+        return "Withdrawn; no server has it."
+    return f"Withdrawn for those who had not got it yet; the message is {status}."
 
 
 def _message(message_id: uuid.UUID | str | PersistentAgentMessage) -> PersistentAgentMessage:
