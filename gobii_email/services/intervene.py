@@ -28,11 +28,19 @@ def open_attempt(message: PersistentAgentMessage) -> OutboundMessageAttempt | No
 
 def cancel(message: PersistentAgentMessage, *, by: str = "") -> bool:
     """Withdraws `message` unless a server may have it; whether it did. Stops a worker before the mark."""
-    attempt = open_attempt(message)
-    if attempt is None or attempt.status == AttemptStatus.IN_DOUBT:
-        return False
     reason = f"Withdrawn{f' by {by}' if by else ''} before it was handed to a server."
-    return end_unsent(attempt, Move.CANCELLED, "cancelled", reason, timezone.now()) == AttemptStatus.CANCELLED
+    with transaction.atomic():
+        _lock_attempts(message)
+        attempt = open_attempt(message)
+        if attempt is None or attempt.status == AttemptStatus.IN_DOUBT:
+            return False
+        ended = end_unsent(attempt, Move.CANCELLED, "cancelled", reason, timezone.now())
+    return ended == AttemptStatus.CANCELLED
+
+
+def _lock_attempts(message: PersistentAgentMessage) -> None:
+    """Lets whoever is writing about an attempt finish first; what is read next is what is true."""
+    list(OutboundMessageAttempt.objects.select_for_update().filter(message=message).values_list("pk"))
 
 
 def retry(
@@ -46,7 +54,7 @@ def retry(
     now = timezone.now()
     with transaction.atomic():
         # Attempts before their message, in the order in which everybody locks them.
-        list(OutboundMessageAttempt.objects.select_for_update().filter(message=message).values_list("pk"))
+        _lock_attempts(message)
         PersistentAgentMessage.objects.select_for_update().values_list("pk").get(pk=message.pk)
         _extend_life(message, now, use_default_transport)
         attempt = open_attempt(message)
