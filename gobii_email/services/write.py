@@ -77,7 +77,7 @@ def write(mails: Sequence[NewMail]) -> list[PersistentAgentMessage]:
         _store(list(drafts.values()))
     except IntegrityError:
         # Another process was faster with one of the keys: now it is found.
-        if not any(new.options.idempotency_key for new in mails):
+        if not any(_is_taken(draft) for draft in drafts.values()):
             raise
         return write(mails)
     written |= {position: draft.message for position, draft in drafts.items()}
@@ -101,6 +101,12 @@ def _problem(
     except (InvalidMail, IdempotencyConflict) as problem:
         return problem
     return None
+
+
+def _is_taken(draft: Draft) -> bool:
+    key, sender = draft.options.idempotency_key, draft.message.from_endpoint_id
+    rows = PersistentAgentMessage.objects.filter(from_endpoint_id=sender, idempotency_key=key)
+    return key is not None and rows.exists()
 
 
 def _same(earlier: Draft, key: str, mail: Mail) -> PersistentAgentMessage:
