@@ -18,28 +18,18 @@ from gobii_email.domain.classification import AccountState
 from gobii_email.domain.composition import with_attempt_header
 from gobii_email.domain.lifecycle import AttemptStatus, Move, Provider
 from gobii_email.domain.outcomes import Cause, Lost, Outcome
-from gobii_email.domain.selection import (
-    AccountFacts,
-    Circumstances,
-    Hold,
-    NoTransport,
-    Selection,
-    Use,
-    select_transport,
-)
+from gobii_email.domain.selection import Hold, NoTransport, Use
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.encryption import SecretUnreadable
-from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt
+from gobii_email.models import OutboundMessageAttempt
 from gobii_email.ports import Envelope, Wait
 from gobii_email.services.end import end_unsent, postpone
 from gobii_email.services.hold import account_of, wake_if_free
 from gobii_email.services.lease import Lease, keeper, release_connection
+from gobii_email.services.select import held_until, select
 from gobii_email.services.settle import settle
 
 logger = logging.getLogger(__name__)
-
-LOOK_AGAIN_AFTER = timedelta(minutes=5)
-"""A setting or an account may change without telling us; held mail looks again after this."""
 
 
 def deliver(attempt_id: str, *, owner: str) -> str:
@@ -84,57 +74,11 @@ def claim(attempt_id: str, owner: str) -> OutboundMessageAttempt | None:
     return attempt
 
 
-def select(attempt: OutboundMessageAttempt, now: datetime) -> Selection:
-    """The transport for `attempt`, or why it has to wait, or that there is none."""
-    settings, account = config(), account_of(attempt)
-    selection = select_transport(
-        Circumstances(
-            account=None
-            if account is None
-            else AccountFacts(account.is_outbound_enabled, is_tested=account.is_smtp_tested),
-            had_account=attempt.message.had_account,
-            byo_email_enabled=settings.byo_email_enabled,
-            is_in_rollout=settings.byo_email_rollout.includes(
-                str(attempt.message.owner_agent_id), attempt.message.from_address
-            ),
-            is_proprietary=settings.proprietary_mode,
-            has_postmark_token=bool(settings.postmark_server_token),
-            simulates=settings.simulates,
-        )
-    )
-    if selection == Use(Provider.SMTP) and account is not None:
-        return _obstacle_of_the_moment(attempt, account, now) or selection
-    return selection
-
-
-def _obstacle_of_the_moment(
-    attempt: OutboundMessageAttempt, account: AgentEmailAccount, now: datetime
-) -> Hold | None:
-    state = account.state_at(now)
-    if state is not AccountState.ACTIVE:
-        return Hold(str(state), account.state_reason or f"The mailbox is {state}.")
-    if attempt.host_backoff_until is not None and attempt.host_backoff_until > now:
-        return Hold(
-            "host_backoff", f"{account.smtp_host} asked to be left alone: {attempt.host_backoff_reason}"
-        )
-    return None
-
-
 def _hold_back(attempt: OutboundMessageAttempt, code: str, reason: str, now: datetime) -> str:
-    outcome = postpone(attempt, code, reason, _held_until(attempt, code, now), now)
+    outcome = postpone(attempt, code, reason, held_until(attempt, code, now), now)
     if code in set(AccountState):
         wake_if_free(attempt, now)
     return outcome
-
-
-def _held_until(attempt: OutboundMessageAttempt, code: str, now: datetime) -> datetime | None:
-    """When to look again; None when somebody has to act and their act wakes the mail."""
-    if code == "host_backoff":
-        return attempt.host_backoff_until
-    if code in set(AccountState):
-        account = account_of(attempt)
-        return account.state_until if account else None
-    return now + LOOK_AGAIN_AFTER
 
 
 def _asked_to_wait(attempt: OutboundMessageAttempt, provider: Provider, now: datetime) -> Wait | None:

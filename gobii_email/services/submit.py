@@ -28,7 +28,6 @@ from gobii_email.domain.composition import (
 from gobii_email.domain.content import decode_escapes
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.lifecycle import MessageStatus, OnDoubt, RecipientStatus
-from gobii_email.domain.selection import AccountFacts, Circumstances, account_obstacle
 from gobii_email.domain.thread_headers import reply_headers
 from gobii_email.models import (
     CommsChannel,
@@ -42,6 +41,7 @@ from gobii_email.models import (
 from gobii_email.models.messages import subject_of
 from gobii_email.services.follow import people
 from gobii_email.services.render import render_mail_body
+from gobii_email.services.select import has_usable_account
 from gobii_email.services.tell import event
 
 logger = logging.getLogger(__name__)
@@ -352,27 +352,10 @@ def _fill(draft: Draft, content: Frozen, trace: str, now: datetime) -> None:
     message.submitted_at = now
     message.expires_at = options.expires_at or (options.send_at or now) + config().expires_after
     message.on_doubt = options.on_doubt or OnDoubt.HOLD
-    message.had_account = _has_usable_account(endpoint)
+    message.had_account = has_usable_account(endpoint)
     message.idempotency_key = options.idempotency_key
     message.content_hash = mail.content_hash()
     message.traceparent = trace
-
-
-def _has_usable_account(endpoint: PersistentAgentCommsEndpoint) -> bool:
-    account = getattr(endpoint, "agentemailaccount", None)
-    if account is None:
-        return False
-    settings = config()
-    circumstances = Circumstances(
-        account=AccountFacts(account.is_outbound_enabled, is_tested=account.is_smtp_tested),
-        had_account=False,
-        byo_email_enabled=settings.byo_email_enabled,
-        is_in_rollout=settings.byo_email_rollout.includes(str(endpoint.owner_agent_id), endpoint.address),
-        is_proprietary=settings.proprietary_mode,
-        has_postmark_token=bool(settings.postmark_server_token),
-        simulates=settings.simulates,
-    )
-    return account_obstacle(circumstances) is None
 
 
 def _first_attempt(draft: Draft, now: datetime) -> OutboundMessageAttempt:

@@ -1,0 +1,85 @@
+"""Choosing the transport, from what the rows and the settings say at this moment.
+
+The table itself is in domain/selection; this reads the facts for it, and adds what passes by itself: a
+hold of the account, a server that asked to be left alone.
+"""
+
+import uuid
+from datetime import datetime, timedelta
+
+from gobii_email.conf import config
+from gobii_email.domain.classification import AccountState
+from gobii_email.domain.lifecycle import Provider
+from gobii_email.domain.selection import (
+    AccountFacts,
+    Circumstances,
+    Hold,
+    Selection,
+    Use,
+    account_obstacle,
+    select_transport,
+)
+from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt, PersistentAgentCommsEndpoint
+from gobii_email.services.hold import account_of
+
+LOOK_AGAIN_AFTER = timedelta(minutes=5)
+"""A setting or an account may change without telling us; held mail looks again after this."""
+
+
+def has_usable_account(endpoint: PersistentAgentCommsEndpoint) -> bool:
+    """Whether mail of `endpoint` would leave through its own account now."""
+    account = getattr(endpoint, "agentemailaccount", None)
+    facts = _circumstances(account, endpoint.owner_agent_id, endpoint.address, had_account=False)
+    return account_obstacle(facts) is None
+
+
+def select(attempt: OutboundMessageAttempt, now: datetime) -> Selection:
+    """The transport for `attempt`, or why it has to wait, or that there is none."""
+    account, message = account_of(attempt), attempt.message
+    selection = select_transport(
+        _circumstances(account, message.owner_agent_id, message.from_address, had_account=message.had_account)
+    )
+    if selection == Use(Provider.SMTP) and account is not None:
+        return _obstacle_of_the_moment(attempt, account, now) or selection
+    return selection
+
+
+def _circumstances(
+    account: AgentEmailAccount | None, agent_id: uuid.UUID | None, address: str, *, had_account: bool
+) -> Circumstances:
+    settings = config()
+    facts = None
+    if account is not None:
+        facts = AccountFacts(account.is_outbound_enabled, is_tested=account.is_smtp_tested)
+    return Circumstances(
+        account=facts,
+        had_account=had_account,
+        byo_email_enabled=settings.byo_email_enabled,
+        is_in_rollout=settings.byo_email_rollout.includes(str(agent_id), address),
+        is_proprietary=settings.proprietary_mode,
+        has_postmark_token=bool(settings.postmark_server_token),
+        simulates=settings.simulates,
+    )
+
+
+def _obstacle_of_the_moment(
+    attempt: OutboundMessageAttempt, account: AgentEmailAccount, now: datetime
+) -> Hold | None:
+    state = account.state_at(now)
+    if state is not AccountState.ACTIVE:
+        return Hold(str(state), account.state_reason or f"The mailbox is {state}.")
+    if attempt.host_backoff_until is not None and attempt.host_backoff_until > now:
+        return Hold(
+            "host_backoff", f"{account.smtp_host} asked to be left alone: {attempt.host_backoff_reason}"
+        )
+    return None
+
+
+def held_until(attempt: OutboundMessageAttempt, code: str, now: datetime) -> datetime | None:
+    """When to look again; None when somebody has to act and their act wakes the mail."""
+    if code == "host_backoff":
+        return attempt.host_backoff_until
+    if code in set(AccountState):
+        account = account_of(attempt)
+        return account.state_until if account else None
+    return now + LOOK_AGAIN_AFTER
