@@ -8,6 +8,7 @@ import logging
 import uuid
 from datetime import datetime, timedelta
 
+from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
 
@@ -133,9 +134,12 @@ def _set_state(account: AgentEmailAccount, state: AccountState, reason: str, unt
 
 def wake_if_free(attempt: OutboundMessageAttempt, now: datetime) -> None:
     """Lets mail go that was put back while its account's hold was ended: it was not there to be woken."""
-    account = AgentEmailAccount.objects.filter(pk=attempt.from_endpoint_id).first()
-    if account is not None and account.state_at(now) is AccountState.ACTIVE:
-        wake(account.endpoint_id)
+    with transaction.atomic():
+        # Locked, so that a hold whose end is just being committed is seen as ended.
+        rows = AgentEmailAccount.objects.select_for_update().filter(pk=attempt.from_endpoint_id)
+        account = rows.first()
+        if account is not None and account.state_at(now) is AccountState.ACTIVE:
+            wake(account.endpoint_id)
 
 
 def wake(endpoint_id: uuid.UUID) -> int:
