@@ -281,7 +281,7 @@ class AgentEmailAccount(models.Model):
             errors["smtp_auth"] = "OAuth needs a connected account; connect it first."
         if not errors and not self.is_smtp_tested:
             errors["is_outbound_enabled"] = (
-                "Run Test SMTP with the present settings first; it has to succeed."
+                "Run Test SMTP (email_account test) with the present settings first; it has to succeed."
             )
         return errors
 
