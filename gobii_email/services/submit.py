@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 Kind = OutboundMessageRecipient.Kind
 
+MOST_HINTS = 200
+"""Of one submission; more would outlast the bell's patience. The dispatcher hands out the others."""
+
 
 class IdempotencyConflict(Exception):
     """The same idempotency key came with other content; use a new key for new content."""
@@ -126,7 +129,7 @@ def submit(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:
         attempts = _write(drafts, frozen, now)
         due = [str(attempt.pk) for attempt in attempts if attempt.not_before <= now]
         if due:
-            transaction.on_commit(lambda: wiring.doorbell().ring(due), robust=True)
+            transaction.on_commit(lambda: wiring.doorbell().ring(due[:MOST_HINTS]), robust=True)
     return attempts
 
 

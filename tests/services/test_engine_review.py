@@ -22,7 +22,7 @@ from gobii_email.models import (
 )
 from gobii_email.ports import LeaseLost
 from gobii_email.services import deliver as delivery
-from gobii_email.services import hold, intervene, settle, write
+from gobii_email.services import hold, intervene, settle, submit, write
 from gobii_email.services.deliver import claim, deliver, persist
 from gobii_email.services.dispatch import dispatch_round
 from gobii_email.services.lease import Lease, LeaseKeeper
@@ -410,6 +410,19 @@ def test_mail_whose_hold_is_over_does_not_say_that_it_is_held(account: AgentEmai
 
 
 # Size
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_large_submission_rings_for_its_first_mails_and_leaves_the_others_to_the_dispatcher(
+    endpoint: PersistentAgentCommsEndpoint, doorbell: RecordingDoorbell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "MOST_HINTS", 2)
+    facts = {"from_endpoint": endpoint, "subject": "Hello", "body": "Good morning"}
+    messages = write.write([write.NewMail(to=f"to{number}@rcpt.example", **facts) for number in range(5)])
+    assert len(doorbell.rung) == 2
+    OutboundMessageAttempt.objects.update(due_at=timezone.now() - timedelta(seconds=1))
+    dispatch_round()
+    assert set(doorbell.rung) == {str(message.attempts.get().pk) for message in messages}
 
 
 def test_the_dispatcher_does_not_read_what_the_mails_say(endpoint: PersistentAgentCommsEndpoint) -> None:
