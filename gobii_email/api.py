@@ -108,6 +108,7 @@ def _deliver(
         earlier = submitted_under(message.from_endpoint, options.idempotency_key, mail)
         if earlier is not None:
             submitted[message.pk] = earlier
+            _call_off(message, earlier)
         else:
             drafts.append(Draft(message, mail, options))
     submitted |= {attempt.message_id: attempt for attempt in _submit_once(drafts)}
@@ -128,6 +129,14 @@ def _is_outbound_email(message: PersistentAgentMessage) -> bool:
         return True
     logger.warning("message.not_outbound_email", extra={"message_id": str(message.pk)})
     return False
+
+
+def _call_off(message: PersistentAgentMessage, earlier: OutboundMessageAttempt) -> None:
+    """The same mail stored twice under one key: the second row must not look as if it waited."""
+    message.latest_status = MessageStatus.CANCELLED
+    message.latest_error_code = "duplicate"
+    message.latest_error_message = f"Already submitted under the same key as message {earlier.message_id}."
+    message.save(update_fields=["latest_status", "latest_error_code", "latest_error_message"])
 
 
 def _check_sender(endpoint: PersistentAgentCommsEndpoint) -> None:

@@ -47,11 +47,14 @@ def limiter() -> Limiter:
 
 
 def transport(provider: Provider) -> MailTransport:
-    """The transport for mail without an account of its own."""
-    if provider is Provider.POSTMARK:
-        settings = config()
-        return PostmarkTransport(token=settings.postmark_server_token, api_url=settings.postmark_api_url)
-    return SimulationTransport()
+    """The transport for mail without an account of its own. Raises ValueError for SMTP, which needs one."""
+    match provider:
+        case Provider.POSTMARK:
+            settings = config()
+            return PostmarkTransport(token=settings.postmark_server_token, api_url=settings.postmark_api_url)
+        case Provider.SIMULATION:
+            return SimulationTransport()
+    raise ValueError(f"mail for {provider} goes through the account's own server")
 
 
 _MADE_ONCE = (doorbell, smtp_transport, limiter)

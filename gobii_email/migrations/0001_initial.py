@@ -237,7 +237,6 @@ class Migration(migrations.Migration):
                 ('smtp_code', models.PositiveSmallIntegerField(blank=True, null=True)),
                 ('enhanced_status', models.CharField(blank=True, max_length=16)),
                 ('reply', models.TextField(blank=True)),
-                ('updated_at', models.DateTimeField(auto_now=True)),
                 ('attempt', models.ForeignKey(help_text='the latest attempt that was for this recipient', null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='recipients', to='gobii_email.outboundmessageattempt')),
                 ('message', models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name='recipients', to='gobii_email.persistentagentmessage')),
             ],

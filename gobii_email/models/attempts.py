@@ -60,6 +60,14 @@ class AttemptQuerySet(models.QuerySet["OutboundMessageAttempt"]):
         """The attempt while it is being sent under `token`; empty once somebody else took it over."""
         return self.filter(pk=attempt_id, status=AttemptStatus.SENDING, lease_token=token)
 
+    def write(self, attempt: "OutboundMessageAttempt", **values: object) -> bool:
+        """Updates the row of `attempt`, and the object with it; False when the fence found no row."""
+        if not self.update(**values):
+            return False
+        for name, value in values.items():
+            setattr(attempt, name, value)
+        return True
+
     def due(self, now: datetime) -> "AttemptQuerySet":
         """Attempts that somebody should look at now, longest overdue first."""
         return self.filter(due_at__lte=now).order_by("due_at")

@@ -160,7 +160,6 @@ class OutboundMessageRecipient(models.Model):
     smtp_code = models.PositiveSmallIntegerField(null=True, blank=True)
     enhanced_status = models.CharField(max_length=16, blank=True)
     reply = models.TextField(blank=True)
-    updated_at = models.DateTimeField(auto_now=True)
 
     objects = RecipientQuerySet.as_manager()
 

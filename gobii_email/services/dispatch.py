@@ -14,14 +14,11 @@ from django.utils import timezone
 
 from gobii_email import wiring
 from gobii_email.conf import config
-from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus, Move, OnDoubt, RecipientStatus, after
-from gobii_email.domain.outcomes import Cause
-from gobii_email.domain.smtp_replies import Stage
-from gobii_email.models import OutboundMessageAttempt, OutboundMessageRecipient
+from gobii_email.domain.lifecycle import AttemptStatus, Move, OnDoubt
+from gobii_email.models import OutboundMessageAttempt
 from gobii_email.services.end import end_unsent
-from gobii_email.services.follow import Next, doubt_due_at, next_attempt_at, queue_next, refresh_message
+from gobii_email.services.rescue import rescue
 from gobii_email.services.resolve import resolve
-from gobii_email.services.tell import event, tell
 
 logger = logging.getLogger(__name__)
 
@@ -94,74 +91,6 @@ def _hand_out_again_soon(attempt_ids: list[str]) -> None:
 def _expiry_text(attempt: OutboundMessageAttempt) -> str:
     why = f" It had been waiting: {attempt.held_reason}" if attempt.held_reason else ""
     return f"The message expired before it could be sent.{why}"
-
-
-def rescue(attempt: OutboundMessageAttempt, now: datetime) -> None:
-    """Ends an attempt whose worker let its lease run out, by how far it had come.
-
-    Before the connection: queued again. Before the mark: deferred, next attempt. After the mark: in doubt.
-    To be called with the row locked.
-    """
-    logger.warning(
-        "attempt.rescued", extra={"attempt_id": str(attempt.pk), "is_marked": bool(attempt.marked_at)}
-    )
-    if attempt.marked_at is not None:
-        _into_doubt(attempt, now)
-    elif attempt.message.latest_status == MessageStatus.SENDING:
-        _defer(attempt, now)
-    else:
-        _queue_again(attempt, now)
-
-
-def _queue_again(attempt: OutboundMessageAttempt, now: datetime) -> None:
-    _move(attempt, Move.RELEASED, due_at=now, started_at=None, lease_token=None)
-    tell([event(attempt, "released", "Its worker was lost before it connected; queued again.", at=now)])
-
-
-def _defer(attempt: OutboundMessageAttempt, now: datetime) -> None:
-    text = "The worker was lost before the message was handed to the server; nothing was sent."
-    at = next_attempt_at(attempt, now)
-    move = Move.EXPIRED if at is None else Move.LOST_BEFORE_MARK
-    _move(
-        attempt,
-        move,
-        due_at=None,
-        finished_at=now,
-        error_code=Cause.WORKER_LOST,
-        error_message=text,
-        verdict="temporary",
-        scope="host",
-    )
-    recipients = OutboundMessageRecipient.objects.filter(attempt_id=attempt.pk)
-    recipients.update(status=RecipientStatus.REFUSED if at is None else RecipientStatus.DEFERRED)
-    events = [event(attempt, "worker_lost", f"Attempt {attempt.number}: {text}", at=now)]
-    if at is not None:
-        events.append(queue_next(attempt, attempt.addresses, Next(at, at), now))
-    refresh_message(attempt, now)
-    tell(events)
-
-
-def _into_doubt(attempt: OutboundMessageAttempt, now: datetime) -> None:
-    text = "The worker was lost after the message was handed to the server and before its answer was kept."
-    _move(
-        attempt,
-        Move.LOST_AFTER_MARK,
-        due_at=doubt_due_at(attempt, now),
-        stage=Stage.DOT,
-        verdict="in_doubt",
-        scope="message",
-        error_code=Cause.WORKER_LOST,
-        error_message=text,
-    )
-    refresh_message(attempt, now)
-    tell([event(attempt, "in_doubt", f"Attempt {attempt.number}: in doubt. {text}", at=now)])
-
-
-def _move(attempt: OutboundMessageAttempt, move: Move, **values: object) -> None:
-    values["status"] = after(AttemptStatus(attempt.status), move)
-    OutboundMessageAttempt.objects.filter(pk=attempt.pk).update(**values)
-    for name, value in values.items():
-        setattr(attempt, name, value)
 
 
 def look_at_doubt(attempt: OutboundMessageAttempt, now: datetime) -> None:

@@ -51,10 +51,8 @@ def end_unsent(
         "held_reason": "",
     }
     with transaction.atomic():
-        if not rows.update(**values):
+        if not rows.write(attempt, **values):
             return "lease lost"
-        for name, value in values.items():
-            setattr(attempt, name, value)
         if move is not Move.CANCELLED:
             OutboundMessageRecipient.objects.filter(attempt_id=attempt.pk).update(
                 status=RecipientStatus.REFUSED, reply=reason

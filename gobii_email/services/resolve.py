@@ -26,7 +26,7 @@ def resolve(attempt: OutboundMessageAttempt, move: Move, *, evidence: str, now: 
     `evidence` is a sentence for the timeline. False when the attempt was not in doubt any more.
     """
     with transaction.atomic():
-        if not _write(attempt, move, now):
+        if not _write(attempt, move, evidence, now):
             return False
         recipients = OutboundMessageRecipient.objects.filter(attempt_id=attempt.pk)
         recipients.filter(status=RecipientStatus.PENDING).update(status=_RECIPIENTS[move])
@@ -41,14 +41,12 @@ def resolve(attempt: OutboundMessageAttempt, move: Move, *, evidence: str, now: 
     return True
 
 
-def _write(attempt: OutboundMessageAttempt, move: Move, now: datetime) -> bool:
+def _write(attempt: OutboundMessageAttempt, move: Move, evidence: str, now: datetime) -> bool:
     status = after(AttemptStatus.IN_DOUBT, move)
     values: dict[str, object] = {"status": status, "due_at": None, "finished_at": now}
     if move is Move.FOUND:
         values |= {"sent_at": attempt.marked_at or now, "error_code": "", "error_message": ""}
+    if move is Move.GIVEN_UP:
+        values["error_message"] = evidence
     rows = OutboundMessageAttempt.objects.filter(pk=attempt.pk, status=AttemptStatus.IN_DOUBT)
-    if not rows.update(**values):
-        return False
-    for name, value in values.items():
-        setattr(attempt, name, value)
-    return True
+    return rows.write(attempt, **values)

@@ -20,7 +20,7 @@ from gobii_email.domain.lifecycle import (
     RecipientStatus,
     after,
 )
-from gobii_email.domain.outcomes import Accepted, Lost, Outcome, Refused
+from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused
 from gobii_email.models import (
     OutboundMessageAttempt,
     OutboundMessageEvent,
@@ -57,8 +57,13 @@ class Ending:
         return bool(self.judgement.to_retry) and self.following is None
 
 
-def settle(attempt: OutboundMessageAttempt, outcome: Outcome, *, provider: Provider, now: datetime) -> bool:
-    """Writes the end of `attempt`; False when somebody else had ended it, then only the answer is noted."""
+def settle(
+    attempt: OutboundMessageAttempt, outcome: Outcome, *, provider: Provider | None, now: datetime
+) -> bool:
+    """Writes the end of `attempt`; False when somebody else had ended it, then only the answer is noted.
+
+    `provider` is None where a worker was lost before it could write down which one it had selected.
+    """
     ending = _read(attempt, outcome, provider, now)
     with transaction.atomic():
         if not _write_attempt(attempt, ending, provider, now):
@@ -94,12 +99,19 @@ def _note_late_answer(attempt: OutboundMessageAttempt, ending: Ending, now: date
     logger.warning("attempt.late_answer", extra={"attempt_id": str(attempt.pk)})
     tell([event(attempt, "late_answer", f"A worker that had lost its lease reports: {said}", at=now)])
     if is_in_doubt:
-        _write_recipients(attempt, ending, only=outcome.refused)
-        move = Move.FOUND if isinstance(outcome, Accepted) else Move.ABSENT
+        if isinstance(outcome, Accepted):
+            move = Move.FOUND
+        else:
+            move = Move.ABSENT if ending.judgement.to_retry else Move.GIVEN_UP
+        _write_recipients(
+            attempt, ending, only=attempt.addresses if move is Move.GIVEN_UP else outcome.refused
+        )
         resolve(present, move, evidence=f"The late answer of its own worker ends the doubt: {said}", now=now)
 
 
-def _read(attempt: OutboundMessageAttempt, outcome: Outcome, provider: Provider, now: datetime) -> Ending:
+def _read(
+    attempt: OutboundMessageAttempt, outcome: Outcome, provider: Provider | None, now: datetime
+) -> Ending:
     judgement = judge(outcome, attempt.addresses)
     following = _following(attempt, judgement, provider, now)
     move = judgement.move
@@ -111,7 +123,7 @@ def _read(attempt: OutboundMessageAttempt, outcome: Outcome, provider: Provider,
 
 
 def _following(
-    attempt: OutboundMessageAttempt, judgement: Judgement, provider: Provider, now: datetime
+    attempt: OutboundMessageAttempt, judgement: Judgement, provider: Provider | None, now: datetime
 ) -> Next | None:
     """When to try the deferred recipients again; None when there are none, or no time is left for them."""
     if not judgement.to_retry:
@@ -138,7 +150,7 @@ def what_was_said(outcome: Outcome) -> str:
 
 
 def _write_attempt(
-    attempt: OutboundMessageAttempt, ending: Ending, provider: Provider, now: datetime
+    attempt: OutboundMessageAttempt, ending: Ending, provider: Provider | None, now: datetime
 ) -> bool:
     """The fenced write. Sets the same values on `attempt` when it succeeded."""
     status = after(AttemptStatus.SENDING, ending.move)
@@ -147,8 +159,8 @@ def _write_attempt(
     is_failure = not isinstance(outcome, Accepted)
     values: dict[str, object] = {
         "status": status,
-        "provider": provider,
-        "stage": "" if isinstance(outcome, Accepted) else outcome.stage,
+        "provider": provider or "",
+        "stage": _stage(outcome),
         "verdict": reading.verdict,
         "scope": reading.scope if is_failure else "",
         "smtp_code": reply.code if reply and provider is Provider.SMTP else None,
@@ -165,12 +177,16 @@ def _write_attempt(
         "delivered_at": now if status is AttemptStatus.DELIVERED else None,
         "due_at": doubt_due_at(attempt, now) if status is AttemptStatus.IN_DOUBT else None,
     }
-    held = OutboundMessageAttempt.objects.held_by(attempt.pk, attempt.lease_token)
-    if not held.update(**values):
-        return False
-    for name, value in values.items():
-        setattr(attempt, name, value)
-    return True
+    return OutboundMessageAttempt.objects.held_by(attempt.pk, attempt.lease_token).write(attempt, **values)
+
+
+def _stage(outcome: Outcome) -> str:
+    """Where it ended; "" when it was accepted, or when a lost worker took that knowledge with it."""
+    match outcome:
+        case Accepted() | Lost(cause=Cause.WORKER_LOST, is_marked=False):
+            return ""
+        case Refused(stage=stage) | Lost(stage=stage):
+            return str(stage)
 
 
 def _error_code(ending: Ending) -> str:

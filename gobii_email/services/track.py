@@ -161,7 +161,7 @@ def _change(
     recipient.smtp_code = None if reply is None else reply.code
     recipient.enhanced_status = "" if reply is None else reply.enhanced
     recipient.reply = safe_text(sighting.said) if reply is None else reply.text
-    recipient.save(update_fields=["status", "smtp_code", "enhanced_status", "reply", "updated_at"])
+    recipient.save(update_fields=["status", "smtp_code", "enhanced_status", "reply"])
     if status is RecipientStatus.BOUNCED:
         tell_others = partial(
             recipient_bounced.send_robust,

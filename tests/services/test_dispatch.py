@@ -274,7 +274,8 @@ def test_a_late_refusal_ends_the_doubt_the_other_way(account: AgentEmailAccount)
     attempt = lost(message, until="mark")
     dispatch_round()
     assert report(attempt, REFUSED) is False
-    assert statuses(message) == ["deferred", "queued"]
+    assert statuses(message) == ["failed"]
+    assert {row.reply for row in message.recipients.all()} == {REFUSED.reply.text}
     assert "late_answer" in events(message)
 
 
@@ -379,7 +380,7 @@ def test_two_dispatchers_never_rescue_the_same_row_twice(
     found = [result for result in rounds if isinstance(result, Round)]
     assert len(found) == 3, rounds
     assert sum(result.rescued for result in found) == len(messages)
-    told = {"claim": "released", "connect": "worker_lost", "mark": "in_doubt"}[until]
+    told = {"claim": "released", "connect": "deferred", "mark": "in_doubt"}[until]
     for message in messages:
         assert events(message).count(told) == 1
         assert message.attempts.count() == (2 if until == "connect" else 1)

@@ -204,10 +204,13 @@ def test_the_same_key_and_content_answers_the_first_message(endpoint: Endpoint) 
 
 
 def test_the_same_key_on_another_stored_message_answers_the_first_attempt(endpoint: Endpoint) -> None:
+    again = written(endpoint)
     first = api.deliver_agent_email(written(endpoint), idempotency_key="order-7")
-    second = api.deliver_agent_email(written(endpoint), idempotency_key="order-7")
+    second = api.deliver_agent_email(again, idempotency_key="order-7")
     assert first is not None
     assert first == second
+    again.refresh_from_db()
+    assert (again.latest_status, again.latest_error_code) == ("cancelled", "duplicate")
 
 
 @pytest.mark.parametrize(
