@@ -21,8 +21,11 @@ SENDER, PASSWORD, THREADS = "agent@sender.example", "a password", 16
 
 SUBMIT = """
 from gobii_email.services.write import NewMail, write
-mails = [NewMail(from_endpoint={sender!r}, to=f"to{{n}}@rcpt.example", subject="Hello", body="Good *morning* " * 100)
-         for n in range({count})]
+body = "Good *morning* " * 100
+mails = [
+    NewMail(from_endpoint={sender!r}, to=f"to{{n}}@rcpt.example", subject="Hello", body=body)
+    for n in range({count})
+]
 for start in range(0, len(mails), 200):
     write(mails[start:start + 200])
 """
