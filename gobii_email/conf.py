@@ -27,6 +27,7 @@ Network = IPv4Network | IPv6Network
 _ENVIRONMENT_ONLY = {"CELERY_BROKER_URL"}
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST_SPAN_SECONDS = 36_525 * 86_400
 
 
 def flag(text: str) -> bool:
@@ -46,7 +47,10 @@ def span(text: str) -> timedelta:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", text.strip())
     if not found:
         raise ValueError(f"{text!r} is not a length of time such as 90s, 15m or 4h")
-    return timedelta(seconds=float(found.group(1)) * _UNITS[found.group(2) or "s"])
+    seconds = float(found.group(1)) * _UNITS[found.group(2) or "s"]
+    if seconds > _LONGEST_SPAN_SECONDS:
+        raise ValueError(f"{text[:40]!r} is longer than a hundred years")
+    return timedelta(seconds=seconds)
 
 
 def spans(text: str) -> tuple[timedelta, ...]:

@@ -112,6 +112,7 @@ def test_every_default_is_usable_and_explained(name: str) -> None:
         ("GOBII_RETRY_JITTER", "1"),
         ("GOBII_LEASE", "-1s"),
         ("GOBII_LEASE", "1w"),
+        ("GOBII_LEASE", "99999999999d"),
         ("GOBII_MAX_RECIPIENTS", "1.5"),
     ],
 )

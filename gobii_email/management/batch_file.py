@@ -82,7 +82,7 @@ def new_mail(document: Mapping[str, Any]) -> NewMail:
         if not document.get(name) and not (name in ("body", "subject") and document.get(name) == ""):
             raise InvalidMail(name, "it is missing", f"Give the message its {name!r}")
     for name in _TEXTS:
-        if not isinstance(document.get(name) or "", str):
+        if not isinstance(document.get(name), str | None):
             raise InvalidMail(name, "it is not a text", "Write it in quotation marks")
     return NewMail(
         from_endpoint=document["from"],
@@ -92,7 +92,7 @@ def new_mail(document: Mapping[str, Any]) -> NewMail:
         subject=document["subject"],
         body=document["body"],
         in_reply_to=document.get("in_reply_to"),
-        headers=_headers(document.get("headers") or {}),
+        headers=_headers(document.get("headers")),
         options=Options(
             send_at=moment("send_at", document.get("send_at")),
             expires_at=moment("expires_at", document.get("expires_at")),
@@ -117,8 +117,8 @@ def _document(raw: bytes) -> dict[str, Any]:
 
 
 def _addresses(name: str, document: Mapping[str, Any]) -> list[str]:
-    given = document.get(name) or []
-    items = given if isinstance(given, list) else [given]
+    given = document.get(name)
+    items = given if isinstance(given, list) else [] if given is None else [given]
     if not all(isinstance(item, str) for item in items):
         raise InvalidMail(
             name, "it is not an address or a list of addresses", "Give texts like a@example.com"
@@ -132,6 +132,8 @@ def split_addresses(items: Sequence[str]) -> list[str]:
 
 
 def _headers(given: object) -> dict[str, str]:
+    if given is None:
+        return {}
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
         raise InvalidMail("headers", "it is not an object of texts", 'Write {"X-Name": "value"}')
     return given

@@ -162,6 +162,9 @@ def check_options(options: Options, now: datetime) -> None:
         moment = getattr(options, name)
         if moment is not None and timezone.is_naive(moment):
             raise InvalidMail(name, "it has no time zone", "Use an aware datetime, such as timezone.now()")
+        if moment is not None and not 1 < moment.year < 9000:
+            # Room for a time zone and a message's life, on either side.
+            raise InvalidMail(name, f"the year {moment.year} is out of range", "Choose one in our times")
     if options.expires_at is not None and options.expires_at <= max(options.send_at or now, now):
         raise InvalidMail("expires_at", "it is over before the message may be sent", "Choose a later moment")
     if options.on_doubt is not None and options.on_doubt not in set(OnDoubt):

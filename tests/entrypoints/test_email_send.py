@@ -111,6 +111,9 @@ def test_the_same_key_is_sent_once_and_refused_for_other_content(endpoint):
         (("--header", "X-A: b\r\nBcc: eve@example.com"), "headers"),
         (("--send-at", "tomorrow"), "send_at"),
         (("--send-at", "2099-01-01T00:00:00"), "send_at"),
+        (("--send-at", "9999-12-31T23:59:59-12:00"), "send_at"),
+        (("--send-at", "0001-01-01T00:00:00+14:00"), "send_at"),
+        (("--expires-at", "9999-12-31T23:59:59-12:00"), "expires_at"),
         (("--expires-at", "2001-01-01T00:00:00Z"), "expires_at"),
         (("--in-reply-to", "00000000-0000-0000-0000-000000000000"), "in_reply_to"),
         (("--attach", "no/such/file"), "attachments"),
@@ -355,6 +358,16 @@ def test_what_no_database_keeps_is_a_bad_line_and_no_traceback(endpoint, tmp_pat
     value = {"X-Kind": text} if name == "headers" else text
     answer = run("email_send", "--batch", batch(tmp_path, {name: value}))
     assert (answer.code, answer.out) == ((0, answer.out) if name == "in_reply_to" else (1, ""))
+
+
+@pytest.mark.parametrize(
+    "name", ["from", "to", "cc", "in_reply_to", "idempotency_key", "on_doubt", "send_at", "headers"]
+)
+@pytest.mark.parametrize("value", [0, False, {"a": 1}, 1.5], ids=str)
+def test_another_type_is_a_bad_line_and_no_traceback(endpoint, tmp_path, name, value):
+    answer = run("email_send", "--batch", batch(tmp_path, {name: value}), "--json")
+    assert answer.code == 1 and answer.documents[0]["error"]["field"] == name
+    assert not PersistentAgentMessage.objects.exists()
 
 
 def test_half_characters_and_nul_in_subject_and_body_are_made_safe(endpoint, tmp_path):
