@@ -18,8 +18,10 @@ from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.secret import Secret
 
 MAX_SECRET_CHARACTERS = 8192
-_HOST = re.compile(r"[^\s/@:?#\[\]\\<>\x00-\x1f\x7f]{1,253}")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+_HOST = re.compile(r"[^\s/@:?#\[\]\\<>\x00-\x1f\x7f\ud800-\udfff]{1,253}")
+# Half characters too, which nothing can store or send.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_NOT_IN_SECRETS = re.compile(r"[\0\r\n\ud800-\udfff]")
 
 
 class Problem(NamedTuple):
@@ -117,8 +119,11 @@ def secret(value: object) -> Secret:
         raise Unfit("it is not a text.", "Write it in quotation marks.")
     if not value:
         raise Unfit("it is empty.", "Give it, or leave it out to keep what is stored.")
-    if "\0" in value or "\r" in value or "\n" in value or len(value) > MAX_SECRET_CHARACTERS:
-        raise Unfit("it is too long or has a line break or NUL in it.", "Give it as the provider shows it.")
+    if _NOT_IN_SECRETS.search(value) or len(value) > MAX_SECRET_CHARACTERS:
+        raise Unfit(
+            "it is too long or has a line break, NUL or half character in it.",
+            "Give it as the provider shows it.",
+        )
     return Secret(value)
 
 

@@ -134,6 +134,11 @@ def test_nothing_is_half_written_when_only_the_account_is_wrong() -> None:
     assert not PersistentAgent.objects.exists() and not PersistentAgentCommsEndpoint.objects.exists()
 
 
+@pytest.mark.parametrize("name", ["host", "username", "password"])
+def test_half_a_character_is_refused_by_name(name: str) -> None:
+    assert set(problems(changed(smtp={name: "a\ud800"}))) == {f"smtp.{name}"}
+
+
 @pytest.mark.parametrize("document", [[], "text", None, 3])
 def test_a_document_that_is_no_object_is_refused(document: Any) -> None:
     assert set(problems(document)) >= {"document"}
