@@ -6,16 +6,13 @@ Passwords come in the document alone, never as an argument, and are never shown.
 
 import json
 import sys
-from argparse import ArgumentTypeError
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from gobii_email.conf import span
-from gobii_email.management.terminal import EmailCommand
+from gobii_email.management.terminal import EmailCommand, length_of_time
 from gobii_email.models import AgentEmailAccount
 from gobii_email.services import accounts, diagnose, hold
 from gobii_email.services.diagnose import SmtpTest
@@ -96,13 +93,6 @@ def test_text(test: SmtpTest) -> str:
     return "\n".join([*steps, result])
 
 
-def _span(text: str) -> timedelta:
-    try:
-        return span(text)
-    except ValueError as wrong:
-        raise ArgumentTypeError(str(wrong)) from None
-
-
 class Command(EmailCommand):
     help = "Connects, tests, enables, holds and removes the mailboxes of agents."
 
@@ -115,7 +105,9 @@ class Command(EmailCommand):
         self._add(actions, "show", "everything about one account but its secrets")
         pause = self._add(actions, "pause", "hold the account's mail")
         pause.add_argument("--reason", default="Paused by hand.", help="why, for whoever looks next")
-        pause.add_argument("--for", dest="span", type=_span, help="end by itself after e.g. 30m or 4h")
+        pause.add_argument(
+            "--for", dest="span", type=length_of_time, help="end by itself after e.g. 30m or 4h"
+        )
         self._add(actions, "resume", "end any hold and let the mail go")
         self._add(actions, "delete", "remove the account and its secrets; messages stay")
         test = self._add(actions, "test", "test the connection, step by step, and store the result")

@@ -19,6 +19,7 @@ from gobii_email.models import AgentEmailAccount, MailHost, OutboundMessageAttem
 from gobii_email.services.tell import clock_time
 
 Row = dict[str, Any]
+MOST_ROWS = 10_000
 
 
 class Command(EmailCommand):
@@ -30,7 +31,7 @@ class Command(EmailCommand):
 
     def handle(self, *args: Any, limit: int, **options: Any) -> None:
         now = timezone.now()
-        document = queue_document(now, max(limit, 1))
+        document = queue_document(now, min(max(limit, 1), MOST_ROWS))
         self.answer(document, self.is_json, "\n".join(_lines(document, now)))
 
 

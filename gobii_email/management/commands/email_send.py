@@ -20,7 +20,6 @@ from typing import IO, Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
-from gobii_email.conf import span
 from gobii_email.domain.composition import EmailAttachmentPayload
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.lifecycle import MessageStatus, OnDoubt
@@ -35,7 +34,7 @@ from gobii_email.management.batch_file import (
 )
 from gobii_email.management.message_argument import as_sentence, printable
 from gobii_email.management.progress import Progress
-from gobii_email.management.terminal import EmailCommand
+from gobii_email.management.terminal import EmailCommand, length_of_time
 from gobii_email.models import PersistentAgentMessage
 from gobii_email.services.status import delivery_status, is_over
 from gobii_email.services.submit import IdempotencyConflict, Options
@@ -70,7 +69,9 @@ class Command(EmailCommand):
         one.add_argument("--idempotency-key", metavar="KEY", help="the same key and content is sent once")
         one.add_argument("--send-at", metavar="TIME", help="not before; ISO 8601 with a time zone")
         one.add_argument("--expires-at", metavar="TIME", help="not after; ISO 8601 with a time zone")
-        one.add_argument("--expires-in", type=span, metavar="SPAN", help="not after; such as 90s, 15m or 4h")
+        one.add_argument(
+            "--expires-in", type=length_of_time, metavar="SPAN", help="not after; such as 90s, 15m or 4h"
+        )
         one.add_argument("--on-doubt", choices=[*OnDoubt])
         many = parser.add_argument_group("many messages")
         many.add_argument("--batch", metavar="FILE", help="NDJSON, one message a line; - for standard input")
@@ -78,7 +79,10 @@ class Command(EmailCommand):
             "--keep-going", action="store_true", help="send the good lines although some are bad"
         )
         parser.add_argument(
-            "--wait", type=span, metavar="SECONDS", help="wait until all are over, that long at most"
+            "--wait",
+            type=length_of_time,
+            metavar="SECONDS",
+            help="wait until all are over, that long at most",
         )
 
     def handle(self, *args: Any, batch: str | None, wait: timedelta | None, **options: Any) -> None:
