@@ -19,8 +19,10 @@ from gobii_email.domain.secret import Secret
 
 MAX_SECRET_CHARACTERS = 8192
 _HOST = re.compile(r"[^\s/@:?#\[\]\\<>\x00-\x1f\x7f\ud800-\udfff]{1,253}")
-# Half characters too, which nothing can store or send.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+# Half characters too, which nothing can store or send, and what turns the direction of text.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 _NOT_IN_SECRETS = re.compile(r"[\0\r\n\ud800-\udfff]")
 
 

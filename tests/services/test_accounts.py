@@ -139,6 +139,11 @@ def test_half_a_character_is_refused_by_name(name: str) -> None:
     assert set(problems(changed(smtp={name: "a\ud800"}))) == {f"smtp.{name}"}
 
 
+@pytest.mark.parametrize("name", ["host", "username"])
+def test_what_turns_the_direction_of_text_is_refused_by_name(name: str) -> None:
+    assert set(problems(changed(smtp={name: "moc.elpmaxe\u202e"}))) == {f"smtp.{name}"}
+
+
 @pytest.mark.parametrize("document", [[], "text", None, 3])
 def test_a_document_that_is_no_object_is_refused(document: Any) -> None:
     assert set(problems(document)) >= {"document"}
