@@ -73,7 +73,8 @@ def select_transport(facts: Circumstances) -> Selection:
 def account_obstacle(facts: Circumstances) -> Hold | None:
     """Why the sender's own account cannot be used, or None when it can."""
     if facts.account is None:
-        return Hold("account_missing", "The sender's mailbox was removed; connect it again or move the mail.")
+        reason = "The sender's mailbox was removed; connect it again, or `email_retry --default-transport`."
+        return Hold("account_missing", reason)
     if not facts.byo_email_enabled:
         return Hold("byo_email_off", "Sending through own mailboxes is switched off (BYO_EMAIL_ENABLED).")
     if not facts.is_in_rollout:

@@ -115,7 +115,7 @@ class Command(EmailCommand):
         test.add_argument("--imap", action="store_true", help="receiving")
         for name, text in (
             ("enable", "switch on what was tested"),
-            ("disable", "switch off; its mail waits"),
+            ("disable", "switch off: queued mail waits, new mail takes the installation's own transport"),
         ):
             action = self._add(actions, name, text)
             action.add_argument("--outbound", action="store_true", help="sending")
