@@ -127,6 +127,21 @@ _REPUTATION = (
 )
 _SENDER_POLICY = rf"\bspf\b|dkim|dmarc|domainkeys|spoof|{_REPUTATION}|\bspam\b|reputation|\bptr\b|reverse dns"
 
+# "Too many messages", "slow down", "limit exceeded" in other languages, and NetEase's own codes for it.
+_PACE_ELSEWHERE = (
+    r"trop (de|d') ?(messages|mails|e-?mails|connexions|requ[eê]tes|envois)|ralenti"
+    r"|l[ií]mite.{0,40}(atteinte|d[eé]pass|alcanzad|excedid|superad|superat|atingid|raggiunt|ultrapass)"
+    r"|(atteint|d[eé]pass|alcanzad|excedid|superad|superat|raggiunt|ultrapass).{0,40}\bl[ií]mite"
+    r"|zu viele (nachrichten|e-?mails|mails|verbindungen|anfragen)|(sende|versand)\w{0,8}limit"
+    r"|limit.{0,30}(erreicht|[uü]berschritten)|przekroczono.{0,30}limit"
+    r"|demasiad[oa]s (mensajes|correos|conexiones|env[ií]os)"
+    r"|tropp[ie] (messaggi|e-?mail|connessioni)|muit[oa]s (mensagens|e-?mails|conex)"
+    r"|слишком (много|часто)|лимит.{0,40}(превышен|исчерпан)"
+    r"|превышен\w* .{0,40}(лимит|огранич|количеств|квот)"
+    r"|频率|频繁|(超过|超出|达到).{0,20}(限制|上限|限额)|配额"
+    r"|\b(mi|rp|hl):(dmc|cel|ccl|stc|sfq|drc|qrc|trc|frl|rcl|icc|ifc)\b"
+)
+
 _GREYLISTED = (
     Rule(
         "greylist",
@@ -179,6 +194,8 @@ _SENDING_STOPPED = (
             "tenant has exceeded threshold",
             r"access denied, spam abuse detected(?! from ip)",
             "blocked from sending",
+            "no longer allowed to send",
+            "recognized as a valid sender",
         ),
     ),
     _held("account-suspended", _MICROSOFT, _BLOCKED, enhanced=_any(r"5\.7\.70[0-257]", r"5\.7\.750")),
@@ -207,6 +224,9 @@ _SENDING_STOPPED = (
             r"(suspended|blocked|disabled|locked) (for|due to|because of) .{0,30}(spam|abuse"
             r"|policy|violation|fraud)",
             r"suspended for (spam|abuse)",
+            r"\b(ihr|votre|su|sua|il (tuo|suo)) (e-?mail-?|mail-?)?(konto|compte|cuenta|conta"
+            r"|account|postfach).{0,40}(gesperrt|suspend|bloqu|sospes|bloccat)",
+            r"\bваш.{0,40}(заблокирован|приостановлен)",
             r"user (is )?(suspended|blocked) for",
             r"for this account.{0,20}(paused|suspended)",
             r"domain .{0,80}is not allowed to send(?!.{0,80}(unverified|dns|authorized recipients))",
@@ -380,7 +400,7 @@ _SIGN_IN = (
         codes=("4",),
         text=_any(
             r"too many.{0,40}(login|auth|sign|attempt|connection|session|request|fail)",
-            r"\brate\b",
+            r"\brate\b.{0,20}(limit|exceed|high)",
             "throttl",
             "frequen",
             r"limit\b",
@@ -414,6 +434,9 @@ _SENDER_NOT_OURS = (
             "sender (is )?(unauthori[sz]ed|not authori[sz]ed)",
             r"not authori[sz]ed to (send|use).{0,60}\b(from|as|behalf|this sender)\b",
             r"(not allowed|not permitted) to (send|use).{0,40}\b(from|as|behalf|this sender)\b",
+            r"(can(no|')?t|may not) send.{0,40}\b(from|as|using|with) (this|that|the|an?) "
+            r"(sender|from|address|e-?mail)",
+            r"not (allowed|permitted|authori[sz]ed) to use .{0,30}(alias|address|sender)",
             r"mail ?from.{0,30}(must|should|not|does).{0,20}(same|equal|match)",
             r"\bfrom\W{0,3}(header |e-?mail )?(address|header).{0,60}(not |n't |not a )(match"
             r"|verified|allowed|authori[sz]ed"
@@ -421,6 +444,12 @@ _SENDER_NOT_OURS = (
             r"(match|same as|equal).{0,20}(auth(enticated|entication|orization|orized)?|login|logged)",
             r"sender (mismatch|address mismatch|login mismatch)",
             r"sender is not allowed to relay",
+            "relaying disallowed as",
+            r"absender.{0,40}(nicht|unzul)",
+            r"exp[eé]diteur.{0,40}(non autoris|pas autoris|refus)",
+            r"(remitente|remetente|mittente).{0,40}(no|n[aã]o|non) (est[aá] |[eè] )?(autori|permit|consent)",
+            r"отправител.{0,40}(не (принадлежит|разреш|соответств|совпада))",
+            r"\bdt:sum\b",
             "not local sender",
             r"(address|domain|identity|sender) (is |has )?(not |un)(been )?verified",
             "identities failed the check",
@@ -433,11 +462,28 @@ _SENDER_NOT_OURS = (
             "badmailfrom",
             "invalid sender",
             r"sender.{0,20}(user unknown|unknown user|does not exist|not exist)",
-            "no identity changes permitted",
         ),
         unless=_any(
-            _SENDER_POLICY, r"\bpolicy\b", r"sender ip\b", r"\bip address\b", "recipient address rejected"
+            _SENDER_POLICY,
+            r"\bpolicy\b",
+            r"sender ip\b",
+            r"\bip address\b",
+            "recipient address rejected",
+            "5322",
         ),
+    ),
+    _held(
+        "sender-rejected",
+        "before any recipient is named, only the sender's own address can be meant; seen: Yahoo",
+        _CONFIG,
+        stages=_at(Stage.MAIL),
+        text=_any(
+            "mailbox (unavailable|not found)",
+            "user unknown",
+            "unknown (user|sender)",
+            "no such (user|mailbox)",
+        ),
+        unless=_any(_SENDER_POLICY, r"\bpolicy\b", "recipient", "limit"),
     ),
     _held(
         "sender-rejected",
@@ -469,6 +515,18 @@ _SENDER_NOT_OURS = (
 
 # Before the limits: words such as "exceeded" and "quota" in these do not mean the sender's pace.
 _NOT_A_PACE = (
+    Rule(
+        "expired",
+        f"{_MICROSOFT}; IronPort; the queue quotes what it last met, which is no pace of ours",
+        codes=("5",),
+        text=_any(
+            r"(message|delivery|mail) expired",
+            r"queue\.expired",
+            "retry (timeout|time) (exceeded|not reached)",
+            "unable to deliver in",
+        ),
+        unless=_any("dns"),
+    ),
     Rule(
         "routing-loop",
         "RFC 5321 6.3; Exchange 5.4.14, Gmail 5.4.6",
@@ -502,9 +560,14 @@ _NOT_A_PACE = (
             r"(exceeded|exceeds|insufficient|over).{0,30}(storage|disk (space|quota)|mailbox (size|quota))",
             r"(storage|disk|mailbox) (quota|allocation|limit)",
             r"(user|recipient)('s)? quota",
+            r"recipient('s)? .{0,20}(store|storage|mailbox).{0,30}(exceed|limit)",
+            r"overdrawn|disk ?space quota",
             r"mailbox size limit",
             r"quota exceeded.{0,20}mailbox",
-            r"boite.{0,30}pleine",
+            r"bo[iî]te.{0,30}pleine",
+            r"postfach.{0,30}voll",
+            r"(buz[oó]n|casella|caixa).{0,40}(llen|pien|chei)",
+            r"ящик.{0,40}(переполнен|заполнен)",
             r"no space left in mailbox",
             r"not enough (storage|space).{0,30}(mailbox|user|recipient)",
         ),
@@ -565,7 +628,16 @@ _NOT_A_PACE = (
             r"recipients? (limit|count)",
             r"max(imum)? (number of )?recipients",
         ),
-        unless=_any(r"\bhour", r"\bday\b", "daily", r"\bper (hour|minute|day)", "24", r"\brate\b"),
+        unless=_any(
+            r"\bhour",
+            r"\bday\b",
+            "daily",
+            "today",
+            r"\bper (hour|minute|day)",
+            "24",
+            r"\brate\b",
+            "short (time|period)",
+        ),
         reaction=Reaction.RETRY,
         hold=_LIMITED,
         hold_for=timedelta(minutes=1),
@@ -583,11 +655,13 @@ _NOT_A_PACE = (
             r"\bhour",
             r"\bday\b",
             "daily",
+            "today",
             r"\bper (hour|minute|day)",
             r"minutes?\b",
             "24",
             r"\brate\b",
             r"recipients from",
+            "short (time|period)",
             r"send(ing)? (limit|rate)",
             "quota",
         ),
@@ -688,6 +762,7 @@ _LIMITS = (
             r"rate[ -]?(limit|control)",
             "throttl",
             r"frequency limited",
+            r"exceed\w* .{0,40}frequency",
             r"(frequency|rate) (is )?(limit|exceed|too|control)",
             r"too much mail",
             r"too many (messages|mails|e-?mails|requests|recipients|new tls|deliveries"
@@ -703,6 +778,8 @@ _LIMITS = (
             r"(messages|mails|e-?mails|recipients|connections) per (second|minute|hour|day)",
             r"limits? for how many",
             r"(in|per|this|an|last) (the )?(last )?hour\b",
+            r"\b(short|limited) (time|period)\b",
+            _PACE_ELSEWHERE,
             "unexpected volume",
             "volume of (e-?mail|mail|messages)",
         ),
@@ -725,7 +802,7 @@ _LIMITS = (
         text=_any("unusual rate", "unusual sending", "unusual (traffic|activity|volume)"),
     ),
     _slower("rate-limit", _MICROSOFT, codes=("5",), enhanced=_any(r"5\.7\.508")),
-    _slower("connection-limit", _MICROSOFT_SUBMIT, codes=("432",)),
+    _slower("connection-limit", _MICROSOFT_SUBMIT, codes=("432",), unless=_any("busy")),
     _slower(
         "rate-limit",
         "support.google.com/a/answer/3726730 4.7.28",
@@ -814,17 +891,6 @@ _NAMED = (
         ),
     ),
     Rule("relay-denied", _MICROSOFT, enhanced=_any(r"5\.7\.(54|64|367)")),
-    Rule(
-        "expired",
-        _MICROSOFT,
-        text=_any(
-            "message expired",
-            r"queue\.expired",
-            "retry (timeout|time) (exceeded|not reached)",
-            "unable to deliver in",
-        ),
-        unless=_any("dns"),
-    ),
     Rule(
         "dns",
         "Postfix reject_unknown_*; RFC 7505",
