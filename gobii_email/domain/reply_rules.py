@@ -258,6 +258,15 @@ _SENDING_STOPPED = (
         ),
     ),
     _held("account-suspended", _ENHANCED, _BLOCKED, enhanced=_any(r"5\.7\.13")),
+    _held(
+        "account-suspended",
+        "after the recipients were taken, a bare account is the login's unless the code says mailbox",
+        _BLOCKED,
+        stages=_MESSAGE,
+        enhanced=_any("", r"5\.[07]\.\d+"),
+        text=_any(r"\baccount (is |has been |was )?(suspended|disabled|deactivated|blocked|locked)"),
+        unless=_any("recipient", "mailbox", r"\buser\b", "@", "this", "delivery", "try again", _REPUTATION),
+    ),
 )
 
 _TRANSPORT_SECURITY = (
@@ -451,7 +460,7 @@ _SENDER_NOT_OURS = (
             r"отправител.{0,40}(не (принадлежит|разреш|соответств|совпада))",
             r"\bdt:sum\b",
             "not local sender",
-            r"(address|domain|identity|sender) (is |has )?(not |un)(been )?verified",
+            r"(address|domain|identity|sender) (\S{1,80} )?(is |has )?(not |un)(been |an? )?verified",
             "identities failed the check",
             "verified sender",
             "sender signature",
@@ -749,6 +758,8 @@ _LIMITS = (
             r"(exceed|reach|over).{0,40}\bquota",
             r"(max|maximum).{0,30}(e-?mails|messages|defers|recipients).{0,30}(per|an?) (hour|day)",
             r"relay(ing)? limit",
+            r"\b(hourly|daily|monthly)\b.{0,40}(maximum|allowance|allotment)",
+            r"(allowance|allotment) .{0,40}(exhaust|used up|reached|exceed)",
         ),
         unless=_any(r"\bsize\b"),
         hold=_QUOTA,
@@ -763,6 +774,7 @@ _LIMITS = (
             "throttl",
             r"frequency limited",
             r"exceed\w* .{0,40}frequency",
+            r"excessive (number of )?(connect|request|message|mail|e-?mail|sending|rate|volume)",
             r"(frequency|rate) (is )?(limit|exceed|too|control)",
             r"too much mail",
             r"too many (messages|mails|e-?mails|requests|recipients|new tls|deliveries"

@@ -284,4 +284,12 @@ SAMPLES: tuple[tuple[str, str, str], ...] = (
     ("rcpt", "554 5.7.1 The recipient's message store has exceeded the allowed limit", GIVE_UP),
     ("rcpt", "552 5.2.0 El buzón del destinatario está lleno: límite superado", GIVE_UP),
     ("dot", "550 The From address is not valid under RFC 5322", GIVE_UP),
+    ("rcpt", "550 5.7.1 Account has reached the hourly maximum number of outgoing messages", SLOW),
+    ("dot", "552 5.7.0 The monthly email allowance has been exhausted", SLOW),
+    ("connect", "421 4.7.0 Excessive connection attempts, wait before reconnecting", SLOW),
+    ("mail", "550 Access denied: the sender address agent@byo.example is not a verified identity", HOLD),
+    ("dot", "554 5.7.1 Account suspended. Contact support", HOLD),
+    ("dot", "550 5.2.1 Account disabled", GIVE_UP),
+    ("dot", "550 Recipient account suspended", GIVE_UP),
+    ("rcpt", "550 5.7.1 Account suspended", GIVE_UP),
 )  # fmt: skip
