@@ -37,6 +37,8 @@ _SCOPE_OF_STAGE = MappingProxyType(
     }
 )
 _HIDDEN_ENHANCED = re.compile(r"(?:^|#)([245]\.\d{1,3}\.\d{1,3})(?![\d.])")
+# Servers echo addresses that anybody may have chosen; the words in them say nothing.
+_ADDRESS = re.compile(r"""[^\s<>()\[\]:;,"'@]{1,64}@[^\s<>()\[\]:;,"'@]{1,255}""")
 _HINT = re.compile(
     r"\b(?:in|after|for|wait)\s+(?:at least |about |another |the next )?"
     r"(\d{1,5})\s?(s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?)\b"
@@ -51,7 +53,7 @@ def read_reply(stage: Stage, reply: Reply) -> Reading:
         return Reading(
             verdict, _SCOPE_OF_STAGE[stage], None, "accepted", advice_for("accepted"), source="RFC 5321 4.2.1"
         )
-    text = reply.text[:MAX_TEXT_CHARACTERS].lower()
+    text = _ADDRESS.sub("x@x", reply.text[:MAX_TEXT_CHARACTERS].lower())
     enhanced = reply.enhanced or _hidden_enhanced(text)
     rule = next(rule for rule in RULES if rule.matches(stage, reply.code, enhanced, text))
     return _with_hint(_apply(rule, stage, verdict), text)

@@ -74,6 +74,15 @@ def test_a_temporary_trouble_of_the_servers_sign_in_does_not_hold_the_account():
     assert (reading.reaction, reading.hold, reading.scope) == (Reaction.RETRY, None, Scope.ACCOUNT)
 
 
+@pytest.mark.parametrize(
+    "name", ["daily-quota.exceeded", "too-many-messages", "greylist", "sender-throttled"]
+)
+def test_the_words_in_an_echoed_address_are_not_read(name):
+    reading = read("rcpt", f"550 5.1.1 <{name}@byo.example>: no such user")
+    assert (reading.category, reading.reaction, reading.hold) == ("unknown-user", Reaction.GIVE_UP, None)
+    assert read("rcpt", f"450 4.1.1 <x@{name}.example>: mailbox unavailable").hold is None
+
+
 def test_a_from_address_of_somebody_else_is_a_matter_of_configuration():
     reading = read("data", "554 5.2.252 SendAsDenied; a@b.example not allowed to send as c@b.example")
     assert (reading.category, reading.hold) == ("sender-rejected", AccountState.CONFIG_NEEDED)
