@@ -26,7 +26,7 @@ def secret_key() -> str:
 
     path = VAR / "secret_key"
     if not path.exists():
-        VAR.mkdir(parents=True, exist_ok=True)
+        VAR.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
         path.write_text(get_random_secret_key())
     return path.read_text().strip()
@@ -73,7 +73,8 @@ def database(url: str, *, pool_size: int) -> dict[str, object]:
     }
 
 
-(VAR / "static").mkdir(parents=True, exist_ok=True)
+VAR.mkdir(mode=0o700, parents=True, exist_ok=True)
+(VAR / "static").mkdir(exist_ok=True)
 DATABASES = {
     "default": database(
         read_text("DATABASE_URL", f"sqlite:///{VAR / 'gobii_email.sqlite3'}"),

@@ -1,9 +1,9 @@
 """Testing an account against its own server, and writing down what came of it.
 
 Goes through the very adapter that sends. A test vouches for the settings it began with and no others:
-its result is dropped when they were edited meanwhile. A lasting failure withdraws the former test and
-switches sending off; a passing one (a busy server, a lost connection) says nothing about the settings,
-so it is only noted.
+its result is dropped when they were edited meanwhile. A lasting failure holds the account where sending is
+enabled, and withdraws the former test where it is not; a passing one (a busy server, a lost connection)
+says nothing about the settings, so it is only noted.
 """
 
 from collections.abc import Sequence
@@ -52,6 +52,7 @@ class _Finding:
 
     test: SmtpTest
     is_lasting: bool = False
+    reading: Reading | None = None
 
 
 def test_smtp(account: AgentEmailAccount) -> SmtpTest:
@@ -109,7 +110,8 @@ def _read(probe: Probe) -> _Finding:
     if failure.lost is not None and failure.lost.cause in _UNTOLD:
         return _Finding(SmtpTest(False, _discreet(probe.steps), UNREACHABLE_NAME, ""), is_lasting=True)
     said = failure.lost.text if failure.lost else f"The server answered {failure.reply} (at {failure.stage})."
-    return _Finding(SmtpTest(False, probe.steps, said, _for_a_test(reading)), is_lasting=_is_lasting(reading))
+    test = SmtpTest(False, probe.steps, said, _for_a_test(reading))
+    return _Finding(test, _is_lasting(reading), reading)
 
 
 def _reading(failure: ProbeFailure) -> Reading:
@@ -181,14 +183,26 @@ def _note_failure(account: AgentEmailAccount, finding: _Finding) -> SmtpTest:
     account.smtp_error = account.connection_error = " ".join(
         part for part in (test.text, test.advice) if part
     )
-    if finding.is_lasting:
-        if account.is_outbound_enabled:
-            advice = f"{test.advice} Sending is switched off; its mail waits."
-            test = replace(test, advice=advice.strip())
+    if finding.is_lasting and account.is_outbound_enabled:
+        # Held, not switched off: what is submitted meanwhile must wait, not take another transport.
+        test = replace(test, advice=f"{test.advice} Its mail waits.".strip())
+        _hold(account, finding.reading)
+    elif finding.is_lasting:
         account.smtp_tested_fingerprint = ""
-        account.is_outbound_enabled = False
-    _save(account, "is_outbound_enabled")
+    _save(account, "state", "state_reason", "state_until")
     return test
+
+
+def _hold(account: AgentEmailAccount, reading: Reading | None) -> None:
+    """As a send that met the same would have held it; a pause by a person stays."""
+    now = timezone.now()
+    if account.state_at(now) is AccountState.PAUSED:
+        return
+    if reading is not None and reading.hold is not None:
+        account.state, account.state_until = reading.hold, hold.ends_at(reading, now)
+    else:
+        account.state, account.state_until = AccountState.CONFIG_NEEDED, None
+    account.state_reason = account.smtp_error
 
 
 def _save(account: AgentEmailAccount, *others: str) -> None:

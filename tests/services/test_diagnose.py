@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
+from gobii_email.api import send_agent_email
 from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt
 from gobii_email.services import hold
 from gobii_email.services.accounts import apply_account, enable
+from gobii_email.services.deliver import deliver
 from gobii_email.services.diagnose import UNREACHABLE_NAME, test_smtp
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.smtp_server import Faults, ScriptedSmtpServer
@@ -66,8 +68,6 @@ def test_a_pause_by_a_person_outlives_a_passed_test(server: ScriptedSmtpServer) 
 
 
 def waiting_attempt(account: AgentEmailAccount, code: str) -> OutboundMessageAttempt:
-    from gobii_email.api import send_agent_email
-
     message = send_agent_email(from_endpoint=ADDRESS, to="b@rcpt.example", subject="Hi", body="Hi")
     later = timezone.now() + timedelta(hours=5)
     OutboundMessageAttempt.objects.filter(message=message).update(
@@ -85,15 +85,32 @@ def test_a_refused_password_is_told_with_advice_and_never_shown(server: Scripted
     assert not account.is_smtp_tested
 
 
-def test_a_lasting_failure_withdraws_the_test_and_switches_sending_off(server: ScriptedSmtpServer) -> None:
+def test_a_lasting_failure_of_an_enabled_mailbox_holds_its_mail_and_reroutes_none(
+    server: ScriptedSmtpServer,
+) -> None:
     account = account_at(server)
     test_smtp(account)
     enable(account, outbound=True)
     server.users["anna"] = "changed at the provider"
     test = test_smtp(account)
-    assert not test.ok and "switched off" in test.advice
+    assert not test.ok and "waits" in test.advice
     account = stored()
-    assert not account.is_outbound_enabled and account.smtp_tested_fingerprint == ""
+    assert (account.is_outbound_enabled, account.state) == (True, "auth_needed")
+    message = send_agent_email(from_endpoint=ADDRESS, to="b@rcpt.example", subject="Hi", body="Hi")
+    assert deliver(str(message.attempts.get().pk), owner="test") == "postponed"
+    server.users["anna"] = PASSWORD
+    assert test_smtp(account).ok
+    assert deliver(str(message.attempts.get().pk), owner="test") == "sent"
+
+
+def test_a_lasting_failure_of_a_mailbox_that_is_off_withdraws_the_former_test(
+    server: ScriptedSmtpServer,
+) -> None:
+    account = account_at(server)
+    test_smtp(account)
+    server.users["anna"] = "changed at the provider"
+    assert not test_smtp(account).ok
+    assert stored().smtp_tested_fingerprint == ""
 
 
 def test_a_passing_failure_is_noted_and_leaves_the_account_in_service(server: ScriptedSmtpServer) -> None:
