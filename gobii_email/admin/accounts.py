@@ -31,6 +31,7 @@ SENDING = ["smtp_host", "smtp_port", "smtp_security", "smtp_auth", "smtp_usernam
 RECEIVING = ["imap_host", "imap_port", "imap_security", "imap_auth", "imap_username"]
 FOLDER = ["imap_folder", "poll_interval_sec"]
 LIMITS = ["per_minute", "per_hour", "per_day", "max_connections", "messages_per_connection", "pool_ttl"]
+LIMITS_NOTE = "Stored, and not applied yet: what slows a mailbox down today is its server's own answer."
 LABELS = {
     "smtp_auth": "Authentication",
     "imap_auth": "Authentication",
@@ -155,7 +156,7 @@ class AccountInline(admin.StackedInline):
             "Receiving",
             {"fields": [*RECEIVING, "imap_password", *FOLDER, "is_inbound_enabled"], "classes": ["collapse"]},
         ),
-        ("Limits", {"fields": LIMITS, "classes": ["collapse"], "description": "Empty: the default applies."}),
+        ("Limits", {"fields": LIMITS, "classes": ["collapse"], "description": LIMITS_NOTE}),
     ]
 
     @admin.display(description="State")

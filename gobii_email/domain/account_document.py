@@ -90,7 +90,7 @@ def host_name(value: object) -> str:
         return str(ip_address(bare))
     except ValueError:
         pass
-    if not _HOST.fullmatch(name):
+    if not _HOST.fullmatch(name) or "" in name.split(".") or name.isdigit():
         raise Unfit(
             "it is not a host name.", "Give the name alone, like smtp.example.com, without port or ://."
         )

@@ -284,3 +284,9 @@ def test_an_edit_in_memory_does_not_overwrite_a_hold_made_meanwhile() -> None:
     save_account(stale, edit_account(stale, {"per_hour": 5}))
     account.refresh_from_db()
     assert (account.state, account.per_hour) == ("paused", 5)
+
+
+@pytest.mark.parametrize("host", ["smtp..example.com", ".example.com", "2130706433", "smtp.example.com:587"])
+def test_what_cannot_be_a_host_name_is_refused_before_any_test(db: None, host: str) -> None:
+    with pytest.raises(InvalidAccount, match=r"smtp\.host"):
+        apply_account({"agent": "Ada", "address": "ada@example.com", "smtp": {"host": host, "auth": "none"}})
