@@ -6,11 +6,12 @@ foreign exceptions itself and never lets one through that could hold a secret.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
 from gobii_email.domain.outcomes import Lost, Outcome, SessionFacts
+from gobii_email.domain.quotas import Window
 from gobii_email.domain.secret import Secret
 from gobii_email.domain.smtp_replies import Reply, Stage
 
@@ -70,9 +71,40 @@ class LeaseLost(Exception):
 
 
 class AccountTransport(Protocol):
-    """Hands one serialised message to an account's own server; never raises for what a server does."""
+    """Hands serialised messages to accounts' own servers; never raises for what a server does."""
 
-    def send(self, server: SmtpServer, envelope: Envelope, message: bytes, progress: Progress) -> Outcome: ...
+    def open(self, server: SmtpServer, reuse: "Reuse") -> "Sender":
+        """A sender for one account's turn. Dials nothing yet, so it cannot fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """How connections may carry more than one message.
+
+    `key` names everything that must be equal for two senders to share a connection: the account, its
+    credential's version, host, port, security. `messages` (>= 1) is the most one connection carries, `idle`
+    how long it may wait for the next sender (zero: it is closed with its sender), `connections` how many of
+    them may wait.
+    """
+
+    key: str = ""
+    messages: int = 1
+    idle: timedelta = timedelta(0)
+    connections: int = 1
+
+
+class Sender(Protocol):
+    """One account's connection while its turn lasts; opened when first needed. Belongs to one thread."""
+
+    def send(self, envelope: Envelope, header: bytes, message: bytes, progress: "Progress") -> Outcome:
+        """Hands over `header` + `message`, which is CRLF text; dials where no connection is at hand.
+
+        `progress.reached(CONNECT)` is called only where it dials. Raises ValueError for what is no message
+        or no envelope, before anything is dialled: those are mistakes of ours.
+        """
+
+    def close(self) -> None:
+        """Ends the turn: the connection waits for the next one, or is closed. Never raises, never waits."""
 
 
 class MailTransport(Protocol):
@@ -113,28 +145,138 @@ class ProbeFailure:
     lost: Lost | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """That there is work: an attempt that is due, and the lane (its sender's endpoint id) it waits in."""
+
+    attempt_id: str
+    lane: str = ""
+
+
 class Doorbell(Protocol):
     """Wakes workers. Never raises, blocks no longer than its breaker allows; a lost ring loses nothing."""
 
-    def ring(self, attempt_ids: Sequence[str]) -> bool:
-        """Whether the broker took the hints."""
+    def ring(self, hints: Sequence[Hint], *, once: bool = False) -> bool:
+        """Whether the broker took the hints. `once` leaves out lanes whose last hint nobody has taken yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitScope:
+    """What is limited together: an account, or the host or sender's domain above it.
+
+    `key` is unique, such as `account:<id>`, `host:smtp.example.com:587`, `domain:example.com`. `owner` stands
+    in sentences: "the account's". `connections` is how many lanes may work at once, None for any number.
+    """
+
+    key: str
+    owner: str
+    windows: tuple[Window, ...] = ()
+    connections: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Not now: `until` is the exact time of the next slot, `reason` a sentence."""
+    """Not now: `until` is the exact time of the next slot, `reason` a sentence without it.
+
+    `is_full` says that all connections are in use: then `until` is when the first lease runs out, and whoever
+    leaves before that learns that somebody asked.
+    """
 
     until: datetime
     reason: str
+    is_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """In: there is `room` (>= 1) for so many recipients now, none of it reserved yet.
+
+    `lanes` are at work in the first scope, this one included.
+    """
+
+    room: int
+    lanes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Redis knows nothing of these scopes: restore them from the database, then ask again."""
+
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The first `granted` of the costs asked for are reserved; `wait` says when the next one fits, if any."""
+
+    granted: int
+    wait: Wait | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """`cost` recipients that a server took, or may have taken, `ago`."""
+
+    cost: int
+    ago: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What is counted of one scope now: recipients by window name, those reserved included."""
+
+    used: dict[str, int]
+    reserved: int
+    lanes: int
+
+
+class LimiterUnavailable(Exception):
+    """Redis does not answer. Nothing may be sent faster than allowed, so nothing is sent."""
 
 
 class Limiter(Protocol):
-    """Decides whether an account may send to `cost` recipients now."""
+    """Rates and connections of accounts, shared by all workers. Each call is one round trip.
 
-    def admit(self, account_id: str, *, cost: int) -> Wait | None: ...
+    A lane is a worker's turn with one account: it enters, has costs admitted, settles what became of them,
+    and leaves. `scopes` are the same in all calls of a lane, its account first. Costs are recipients. What is
+    reserved counts in every window until it is settled, and from then as long as the window's span. A lane
+    that is not renewed within `lease` is gone: its connections are free, what it had reserved counts as spent
+    at that moment. All calls raise LimiterUnavailable.
+    """
 
-    def refund(self, account_id: str, *, cost: int) -> None:
-        """Gives back what `admit` charged, when no server accepted the message."""
+    def enter(
+        self, lane: str, scopes: Sequence[LimitScope], *, lease: timedelta
+    ) -> Entered | Wait | Forgotten: ...
+
+    def room(self, lane: str, scopes: Sequence[LimitScope]) -> Entered | Wait | Forgotten:
+        """As `enter`, for a lane that is in already; a Wait leaves it in."""
+
+    def admit(self, lane: str, scopes: Sequence[LimitScope], costs: Sequence[int]) -> Admission | Forgotten:
+        """Reserves for as many of `costs`, in order, as all windows have room for."""
+
+    def settle(
+        self, lane: str, scopes: Sequence[LimitScope], *, spent: Sequence[Spent], returned: int
+    ) -> None:
+        """Turns reservations into `spent`, and gives `returned` of them back: no server took those."""
+
+    def leave(self, lane: str, scopes: Sequence[LimitScope]) -> bool:
+        """Gives the connections back, and what is still reserved. Whether somebody asked in vain meanwhile."""
+
+    def renew(self, lanes: Sequence[tuple[str, Sequence[LimitScope]]], *, lease: timedelta) -> None: ...
+
+    def restore(
+        self, scope: LimitScope, spent: Sequence[Spent], *, lanes: Sequence[tuple[str, timedelta]] = ()
+    ) -> bool:
+        """Writes down what the database knows of `scope`; False when somebody else was faster.
+
+        `lanes` are those at work somewhere, each with the time left of its lease.
+        """
+
+    def usage(self, scope: LimitScope) -> Usage | None:
+        """What is counted now; None when nothing is known."""
+
+    def slots(self, scopes: Sequence[LimitScope], cost: int) -> datetime | None:
+        """When `cost` further recipients have all been admitted, if nobody else sends; None when never."""
 
 
 Clock = Callable[[], datetime]

@@ -5,7 +5,7 @@ status follows from its recipients. The diagram in docs/lifecycle.md is drawn fr
 """
 
 from collections.abc import Iterable
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 
 class MessageStatus(StrEnum):
@@ -44,6 +44,13 @@ class Provider(StrEnum):
     SMTP = "smtp"
     POSTMARK = "postmark"
     SIMULATION = "postmark_simulation"
+
+
+class Priority(IntEnum):
+    """Whose turn it is first within one sender's mail."""
+
+    INTERACTIVE = 0
+    BULK = 1
 
 
 class OnDoubt(StrEnum):

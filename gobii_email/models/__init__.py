@@ -1,6 +1,11 @@
 """What is remembered: rows, constraints, queries."""
 
-from gobii_email.models.accounts import AgentEmailAccount, AgentEmailOAuthCredential, MailHost
+from gobii_email.models.accounts import (
+    AgentEmailAccount,
+    AgentEmailOAuthCredential,
+    MailHost,
+    SendingLimit,
+)
 from gobii_email.models.agents import (
     CommsAllowlistEntry,
     CommsChannel,
@@ -9,6 +14,7 @@ from gobii_email.models.agents import (
     PersistentAgentEmailEndpoint,
 )
 from gobii_email.models.attempts import OutboundMessageAttempt, OutboundMessageEvent
+from gobii_email.models.lanes import Lane
 from gobii_email.models.messages import (
     FrozenMessage,
     OutboundMessageRecipient,
@@ -22,6 +28,7 @@ __all__ = [
     "CommsAllowlistEntry",
     "CommsChannel",
     "FrozenMessage",
+    "Lane",
     "MailHost",
     "OutboundMessageAttempt",
     "OutboundMessageEvent",
@@ -31,4 +38,5 @@ __all__ = [
     "PersistentAgentEmailEndpoint",
     "PersistentAgentMessage",
     "PersistentAgentMessageAttachment",
+    "SendingLimit",
 ]

@@ -6,6 +6,7 @@ used is left to the transports. Whether mail may go out now is decided in select
 
 import hashlib
 from datetime import datetime
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -13,16 +14,26 @@ from django.db import models
 from django.db.models import Q
 
 from gobii_email.domain.classification import AccountState
+from gobii_email.domain.quotas import LIMITS, LONGEST_POOL_TTL, MOST
 from gobii_email.domain.secret import Secret
 from gobii_email.encryption import SecretContext, SecretsEncryption, SecretUnreadable
 from gobii_email.models.agents import PersistentAgentCommsEndpoint
 from gobii_email.ports import Auth, Security, SmtpServer
 
 PORT = [MinValueValidator(1), MaxValueValidator(65535)]
+LIMIT = [MinValueValidator(1), MaxValueValidator(MOST)]
 
 
 def port_in_range(field: str) -> Q:
     return Q(**{f"{field}__isnull": True}) | Q(**{f"{field}__gte": 1, f"{field}__lte": 65535})
+
+
+def in_bounds(*limits: str) -> Q:
+    """Each of `limits` is empty or from 1 to MOST."""
+    condition = Q()
+    for name in limits:
+        condition &= Q(**{f"{name}__isnull": True}) | Q(**{f"{name}__gte": 1, f"{name}__lte": MOST})
+    return condition
 
 
 class AgentEmailAccount(models.Model):
@@ -94,12 +105,20 @@ class AgentEmailAccount(models.Model):
     backoff_until = models.DateTimeField(null=True, blank=True)
 
     # Limits of this account; empty means the provider's or the installation's default.
-    per_minute = models.PositiveIntegerField(null=True, blank=True)
-    per_hour = models.PositiveIntegerField(null=True, blank=True)
-    per_day = models.PositiveIntegerField(null=True, blank=True)
-    max_connections = models.PositiveIntegerField(null=True, blank=True)
-    messages_per_connection = models.PositiveIntegerField(null=True, blank=True)
-    pool_ttl = models.PositiveIntegerField(null=True, blank=True, help_text="seconds")
+    per_minute = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
+    per_hour = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
+    per_day = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
+    max_connections = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
+    messages_per_connection = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
+    pool_ttl = models.PositiveIntegerField(
+        null=True, blank=True, help_text="seconds", validators=[MaxValueValidator(LONGEST_POOL_TTL)]
+    )
+
+    # What the server's answers taught; never above the limits, and growing back to them by itself.
+    learned_per_minute = models.PositiveIntegerField(null=True, blank=True, editable=False)
+    learned_connections = models.PositiveIntegerField(null=True, blank=True, editable=False)
+    learned_at = models.DateTimeField(null=True, blank=True, editable=False)
+    learned_reason = models.TextField(blank=True, editable=False)
 
     connection_last_ok_at = models.DateTimeField(null=True, blank=True)
     connection_error = models.TextField(blank=True)
@@ -148,6 +167,7 @@ class AgentEmailAccount(models.Model):
                 name="account_inbound_complete",
             ),
             models.CheckConstraint(condition=Q(poll_interval_sec__gte=30), name="account_poll_interval"),
+            models.CheckConstraint(condition=in_bounds(*LIMITS), name="account_limits"),
         ]
 
     def __str__(self) -> str:
@@ -375,3 +395,36 @@ class MailHost(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class SendingLimit(models.Model):
+    """A limit above the accounts: of all that use one server, or that send from one domain (a tenant)."""
+
+    class Kind(models.TextChoices):
+        HOST = "host", "Server (host:port)"
+        DOMAIN = "domain", "Domain of the senders"
+
+    kind = models.CharField(max_length=8, choices=Kind.choices)
+    name = models.CharField(max_length=264, help_text="`smtp.example.com:587`, or `example.com`")
+    per_minute = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
+    per_hour = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
+    per_day = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
+    max_connections = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
+
+    class Meta:
+        verbose_name = "sending limit"
+        ordering = ["kind", "name"]
+        constraints = [
+            models.UniqueConstraint(fields=["kind", "name"], name="sending_limit_once"),
+            models.CheckConstraint(
+                condition=in_bounds("per_minute", "per_hour", "per_day", "max_connections"),
+                name="sending_limit_bounds",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()} {self.name}"
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        self.name = self.name.strip().lower()
+        super().save(*args, **kwargs)

@@ -12,7 +12,7 @@ from django.db import connection, models
 from django.db.models import OuterRef, Q, Subquery, Value
 from django.db.models.functions import Cast, Concat
 
-from gobii_email.domain.lifecycle import OPEN, AttemptStatus, Move, Provider, after
+from gobii_email.domain.lifecycle import OPEN, AttemptStatus, Move, Priority, Provider, after
 from gobii_email.models.accounts import MailHost
 from gobii_email.models.agents import PersistentAgentCommsEndpoint
 from gobii_email.models.messages import PersistentAgentMessage, choices
@@ -92,7 +92,14 @@ class OutboundMessageAttempt(models.Model):
     message = models.ForeignKey(PersistentAgentMessage, on_delete=models.CASCADE, related_name="attempts")
     number = models.PositiveIntegerField()
     from_endpoint = models.ForeignKey(
-        PersistentAgentCommsEndpoint, null=True, on_delete=models.SET_NULL, related_name="attempts"
+        PersistentAgentCommsEndpoint,
+        null=True,
+        on_delete=models.SET_NULL,
+        related_name="attempts",
+        db_index=False,  # attempt_sent_idx begins with it
+    )
+    priority = models.PositiveSmallIntegerField(
+        choices=[(int(value), value.name.lower()) for value in Priority], default=int(Priority.INTERACTIVE)
     )
     addresses = models.JSONField(default=list)
     provider = models.CharField(max_length=32, choices=choices(*Provider), blank=True)
@@ -114,6 +121,7 @@ class OutboundMessageAttempt(models.Model):
     queued_at = models.DateTimeField()
     not_before = models.DateTimeField()
     due_at = models.DateTimeField(null=True)
+    expires_at = models.DateTimeField(null=True, help_text="as its message's, for finding what is over")
     started_at = models.DateTimeField(null=True, blank=True)
     marked_at = models.DateTimeField(null=True, blank=True)
     finished_at = models.DateTimeField(null=True, blank=True)
@@ -121,6 +129,9 @@ class OutboundMessageAttempt(models.Model):
     delivered_at = models.DateTimeField(null=True, blank=True)
     held_code = models.CharField(max_length=32, blank=True)
     held_reason = models.TextField(blank=True)
+    releases = models.PositiveSmallIntegerField(
+        default=0, help_text="how often a lost worker gave it back unsent"
+    )
     lease_token = models.UUIDField(null=True, editable=False)
     lease_owner = models.CharField(max_length=128, blank=True, editable=False)
 
@@ -146,19 +157,29 @@ class OutboundMessageAttempt(models.Model):
                 condition=Q(due_at__isnull=True) | Q(status__in=sorted(OPEN)), name="attempt_due_only_open"
             ),
         ]
+        # Few and narrow: each is written again whenever one of its columns changes, several times a mail.
         indexes = [
             models.Index(
-                fields=["status", "due_at"], condition=Q(due_at__isnull=False), name="attempt_due_idx"
+                fields=["due_at"],
+                condition=Q(status__in=[str(AttemptStatus.SENDING), str(AttemptStatus.IN_DOUBT)]),
+                name="attempt_look_idx",
             ),
             models.Index(
-                fields=["from_endpoint", "due_at"], condition=Q(status="queued"), name="attempt_lane_idx"
+                fields=["from_endpoint", "priority", "due_at"],
+                condition=Q(status=str(AttemptStatus.QUEUED)),
+                name="attempt_turn_idx",
             ),
+            models.Index(
+                fields=["expires_at"],
+                condition=Q(status=str(AttemptStatus.QUEUED)),
+                name="attempt_expiry_idx",
+            ),
+            models.Index(fields=["from_endpoint", "sent_at"], name="attempt_sent_idx"),
             models.Index(
                 fields=["provider_message_id"],
                 condition=~Q(provider_message_id=""),
                 name="attempt_provider_idx",
             ),
-            models.Index(fields=["status", "-queued_at"], name="attempt_status_idx"),
         ]
 
     def __str__(self) -> str:
@@ -173,7 +194,9 @@ class OutboundMessageEvent(models.Model):
     """One decision, told in a sentence. Insert-only: the timeline of a message is its events in order."""
 
     id = models.BigAutoField(primary_key=True)
-    message = models.ForeignKey(PersistentAgentMessage, on_delete=models.CASCADE, related_name="events")
+    message = models.ForeignKey(
+        PersistentAgentMessage, on_delete=models.CASCADE, related_name="events", db_index=False
+    )
     attempt = models.ForeignKey(
         OutboundMessageAttempt, null=True, on_delete=models.CASCADE, related_name="events"
     )

@@ -53,7 +53,7 @@ class PersistentAgentMessage(models.Model):
     subject = models.TextField(blank=True)
     body = models.TextField()
     raw_payload = models.JSONField(default=dict, blank=True)
-    rfc_message_id = models.CharField(max_length=320, blank=True, db_index=True)
+    rfc_message_id = models.CharField(max_length=320, blank=True)
 
     latest_status = models.CharField(
         max_length=32, choices=choices(*MessageStatus), default=MessageStatus.QUEUED
@@ -76,7 +76,7 @@ class PersistentAgentMessage(models.Model):
         ordering = ["-timestamp"]
         indexes = [
             models.Index(fields=["-timestamp"], name="message_newest_idx"),
-            models.Index(fields=["latest_status", "-timestamp"], name="message_status_idx"),
+            models.Index(fields=["rfc_message_id"], name="message_rfc_id_idx"),
         ]
         constraints = [
             models.UniqueConstraint(
@@ -144,7 +144,12 @@ class OutboundMessageRecipient(models.Model):
         BCC = "bcc", "Bcc"
 
     id = models.BigAutoField(primary_key=True)
-    message = models.ForeignKey(PersistentAgentMessage, on_delete=models.CASCADE, related_name="recipients")
+    message = models.ForeignKey(
+        PersistentAgentMessage,
+        on_delete=models.CASCADE,
+        related_name="recipients",
+        db_index=False,  # recipient_once begins with it
+    )
     attempt = models.ForeignKey(
         "OutboundMessageAttempt",
         null=True,
