@@ -14,7 +14,7 @@ from gobii_email.adapters.smtp_dialogue import Deadlines, Dialogue, Nobody, queu
 from gobii_email.adapters.smtp_login import build_xoauth2_string
 from gobii_email.adapters.smtp_probe import probe
 from gobii_email.domain.outcomes import Outcome
-from gobii_email.ports import Envelope, Probe, Progress, SmtpServer
+from gobii_email.ports import Envelope, Probe, Progress, Reuse, Sender, SmtpServer
 
 __all__ = ["Deadlines", "SmtpTransport", "build_xoauth2_string", "queue_id", "wire_form"]
 
@@ -37,6 +37,10 @@ class SmtpTransport:
         self._policy = policy
         self._deadlines = deadlines
         self._local_hostname = local_hostname
+
+    def open(self, server: SmtpServer, reuse: Reuse) -> Sender:
+        """A sender for one account's turn; dials nothing yet."""
+        return SmtpSender(self, server)
 
     def send(self, server: SmtpServer, envelope: Envelope, message: bytes, progress: Progress) -> Outcome:
         """Hands `message` over; the server has never seen its end before `progress.mark()` returned.
@@ -65,6 +69,19 @@ class SmtpTransport:
         )
         with contextlib.closing(dialogue):
             return probe(dialogue, sender, recipient)
+
+
+class SmtpSender:
+    """A Sender that opens one connection for each message."""
+
+    def __init__(self, transport: SmtpTransport, server: SmtpServer) -> None:
+        self._transport = transport
+        self._server = server
+
+    def send(self, envelope: Envelope, header: bytes, message: bytes, progress: Progress) -> Outcome:
+        return self._transport.send(self._server, envelope, header + message, progress)
+
+    def close(self) -> None: ...
 
 
 def wire_form(message: bytes) -> bytes:

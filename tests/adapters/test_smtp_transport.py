@@ -12,7 +12,7 @@ from gobii_email.adapters.smtp import Deadlines, build_xoauth2_string, queue_id,
 from gobii_email.domain.outcomes import Accepted, Cause, Lost, Refused
 from gobii_email.domain.secret import Secret
 from gobii_email.domain.smtp_replies import Stage, parse_reply
-from gobii_email.ports import Auth, Envelope, Security, SmtpServer
+from gobii_email.ports import Auth, Envelope, Reuse, Security, SmtpServer
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.smtp_server import Faults, RawServer, Script, ScriptedSmtpServer
 from tests.adapters.conftest import (
@@ -49,6 +49,18 @@ def test_a_message_arrives_byte_for_byte_by_every_security_and_login(
     assert outcome.facts.peer_address == "127.0.0.1"
     assert "DSN" in outcome.facts.extensions
     assert {"connect", "ehlo", "auth", "mail", "rcpt", "data", "dot"} <= set(outcome.facts.stage_ms)
+
+
+def test_a_sender_writes_the_attempts_own_header_before_the_message(authority: ThrowAwayAuthority) -> None:
+    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
+        sender = transport_to(server.port).open(account(server.port), Reuse())
+        outcomes = [sender.send(envelope(), b"X-Attempt: %d\r\n" % n, MESSAGE, Notes()) for n in (1, 2)]
+        sender.close()
+    assert all(isinstance(outcome, Accepted) for outcome in outcomes), outcomes
+    assert [message.content for message in server.messages] == [
+        b"X-Attempt: 1\r\n" + MESSAGE,
+        b"X-Attempt: 2\r\n" + MESSAGE,
+    ]
 
 
 def test_an_account_without_a_login_sends_without_one(authority: ThrowAwayAuthority) -> None:
