@@ -30,7 +30,7 @@ UNBOUND: Mapping[str, int] = {
     "max_connections": 4,
 }
 REUSED: Mapping[str, int] = {**UNBOUND, "messages_per_connection": 100, "pool_ttl": 10}
-SINGLE: Mapping[str, int] = {**UNBOUND, "messages_per_connection": 1, "pool_ttl": 0}
+SINGLE: Mapping[str, int] = {**UNBOUND, "messages_per_connection": 1}
 
 _APPLY = """
 import json, sys, io, contextlib, tempfile
@@ -51,7 +51,7 @@ facts = json.load(sys.stdin)
 senders, body, count = facts["senders"], facts["body"], facts["count"]
 for start in range(0, count, 200):
     write([
-        NewMail(from_endpoint=senders[n % len(senders)], to=f"to{n}@rcpt.example", subject=f"Report {n}", body=body)
+        NewMail(senders[n % len(senders)], f"to{n}@rcpt.example", f"Report {n}", body)
         for n in range(start, min(start + 200, count))
     ])
 """

@@ -62,7 +62,7 @@ def start(**_: object) -> None:
 
 
 def report(out: Path, mails: int, top: int = 25) -> str:
-    """Milliseconds a mail: by part (the innermost of our own modules on the stack), by module, by function."""
+    """Milliseconds a mail: by our own innermost module, by any module, by function."""
     rows = [
         ([tuple(frame) for frame in stack], used / 1e6 / mails) for stack, used in json.loads(out.read_text())
     ]
