@@ -26,6 +26,7 @@ from gobii_email.models import (
 from gobii_email.services import intervene, status
 from gobii_email.services.status import DeliveryStatus
 from gobii_email.services.submit import (
+    BULK,
     Draft,
     IdempotencyConflict,
     Options,
@@ -61,24 +62,28 @@ def deliver_agent_email(
     expires_at: datetime | None = None,
     idempotency_key: str | None = None,
     on_doubt: str | None = None,
+    priority: str | None = None,
 ) -> OutboundMessageAttempt | None:
     """Queues `message` and returns its first attempt at once; a worker sends it.
 
     A second call, or the same `idempotency_key` with the same content, answers the first one's attempt.
     None, with a warning in the log, for what is not outbound e-mail. `send_at` and `expires_at` are aware;
-    by default a message lives 24 hours. `on_doubt` is "hold" (default) or "resend".
+    by default a message lives 24 hours. `on_doubt` is "hold" (default) or "resend". `priority` is
+    "interactive" (default) or "bulk", which waits while the same sender has interactive mail.
     Raises InvalidMail, IdempotencyConflict.
     """
-    options = Options(send_at, expires_at, idempotency_key, on_doubt)
+    options = Options(send_at, expires_at, idempotency_key, on_doubt, priority)
     return _deliver([message], options)[0]
 
 
-def deliver_many(messages: Iterable[PersistentAgentMessage]) -> list[OutboundMessageAttempt | None]:
+def deliver_many(
+    messages: Iterable[PersistentAgentMessage], *, priority: str | None = BULK
+) -> list[OutboundMessageAttempt | None]:
     """Queues all `messages` or none, in bulk statements; answers their first attempts in order.
 
     Raises InvalidMail for the first message that cannot be sent.
     """
-    return _deliver(list(messages), Options())
+    return _deliver(list(messages), Options(priority=priority or BULK))
 
 
 def _deliver(
@@ -177,11 +182,13 @@ def send_agent_email(
     expires_at: datetime | None = None,
     idempotency_key: str | None = None,
     on_doubt: str | None = None,
+    priority: str | None = None,
 ) -> PersistentAgentMessage:
     """Validates, stores and queues a new message; answers it.
 
     `body` is HTML, Markdown or plain text. `in_reply_to` is a stored message or an RFC Message-ID.
-    The same `idempotency_key` with the same content answers the first message. Nothing is stored when
+    The same `idempotency_key` with the same content answers the first message. `priority` is "interactive"
+    (default) or "bulk". Nothing is stored when
     InvalidMail or IdempotencyConflict is raised.
     """
     mail = NewMail(
@@ -194,7 +201,7 @@ def send_agent_email(
         in_reply_to=in_reply_to,
         attachments=tuple(attachments),
         headers=headers or {},
-        options=Options(send_at, expires_at, idempotency_key, on_doubt),
+        options=Options(send_at, expires_at, idempotency_key, on_doubt, priority),
     )
     return write([mail])[0]
 

@@ -13,14 +13,17 @@ from itertools import islice
 from typing import Any
 
 from gobii_email.domain.invalid_mail import InvalidMail
-from gobii_email.services.submit import IdempotencyConflict, Options
+from gobii_email.services.submit import BULK, IdempotencyConflict, Options
 from gobii_email.services.write import NewMail, check
 
 CHUNK = 200
 MAX_LINE_BYTES = 50_000_000
 
 _REQUIRED = ("from", "to", "subject", "body")
-_TEXTS = ("from", "subject", "body", "in_reply_to", "idempotency_key", "send_at", "expires_at", "on_doubt")
+_TEXTS = (
+    "from", "subject", "body", "in_reply_to", "idempotency_key", "send_at", "expires_at", "on_doubt",
+    "priority",
+)  # fmt: skip
 _ADDRESSES = ("to", "cc", "bcc")
 _KNOWN = {*_TEXTS, *_ADDRESSES, "headers"}
 # A comma between addresses, not one inside a quoted name.
@@ -40,7 +43,7 @@ class Line:
         return f"line {self.number}: {self.problem}"
 
 
-def read_lines(lines: Iterable[bytes]) -> Iterator[Line]:
+def read_lines(lines: Iterable[bytes], *, priority: str = BULK) -> Iterator[Line]:
     """A Line for each of `lines` that is not blank, judged by itself and by the keys of those before it."""
     keys: dict[tuple[str, str], tuple[int, bytes]] = {}
     for number, raw in enumerate(lines, start=1):
@@ -48,7 +51,7 @@ def read_lines(lines: Iterable[bytes]) -> Iterator[Line]:
             continue
         try:
             document = _document(raw)
-            mail = new_mail(document)
+            mail = new_mail(document, priority=priority)
             _check_key(mail, document, number, keys)
         except InvalidMail as problem:
             yield Line(number, None, problem)
@@ -56,9 +59,9 @@ def read_lines(lines: Iterable[bytes]) -> Iterator[Line]:
             yield Line(number, mail)
 
 
-def checked_lines(lines: Iterable[bytes]) -> Iterator[Line]:
+def checked_lines(lines: Iterable[bytes], *, priority: str = BULK) -> Iterator[Line]:
     """The same, with each mail judged as submission will."""
-    rows = read_lines(lines)
+    rows = read_lines(lines, priority=priority)
     while chunk := list(islice(rows, CHUNK)):
         problems = iter(check([row.mail for row in chunk if row.mail is not None]))
         for row in chunk:
@@ -73,8 +76,11 @@ def as_invalid(problem: InvalidMail | IdempotencyConflict) -> InvalidMail:
     return InvalidMail("idempotency_key", reason, remedy[:1].upper() + remedy[1:])
 
 
-def new_mail(document: Mapping[str, Any]) -> NewMail:
-    """The mail that one object of the file describes. Raises InvalidMail naming the field."""
+def new_mail(document: Mapping[str, Any], *, priority: str = BULK) -> NewMail:
+    """The mail that one object of the file describes, of `priority` unless it says so itself.
+
+    Raises InvalidMail naming the field.
+    """
     for name in document:
         if name not in _KNOWN:
             raise InvalidMail(name[:40], "it is no field of a message", f"Use {', '.join(sorted(_KNOWN))}")
@@ -98,6 +104,7 @@ def new_mail(document: Mapping[str, Any]) -> NewMail:
             expires_at=moment("expires_at", document.get("expires_at")),
             idempotency_key=document.get("idempotency_key"),
             on_doubt=document.get("on_doubt"),
+            priority=priority if document.get("priority") is None else document["priority"],
         ),
     )
 

@@ -27,7 +27,7 @@ from gobii_email.domain.composition import (
 )
 from gobii_email.domain.content import decode_escapes
 from gobii_email.domain.invalid_mail import InvalidMail
-from gobii_email.domain.lifecycle import MessageStatus, OnDoubt, RecipientStatus
+from gobii_email.domain.lifecycle import MessageStatus, OnDoubt, Priority, RecipientStatus
 from gobii_email.domain.thread_headers import reply_headers
 from gobii_email.models import (
     CommsChannel,
@@ -39,6 +39,7 @@ from gobii_email.models import (
     PersistentAgentMessage,
 )
 from gobii_email.models.messages import subject_of
+from gobii_email.ports import Hint
 from gobii_email.services.follow import people
 from gobii_email.services.render import render_mail_body
 from gobii_email.services.select import has_usable_account
@@ -48,8 +49,11 @@ logger = logging.getLogger(__name__)
 
 Kind = OutboundMessageRecipient.Kind
 
+PRIORITIES = {priority.name.lower(): int(priority) for priority in Priority}
+INTERACTIVE, BULK = PRIORITIES
+
 MOST_HINTS = 200
-"""Of one submission; more would outlast the bell's patience. The dispatcher hands out the others."""
+"""Senders that one submission rings for; more would outlast the bell's patience. The others are dispatched."""
 
 
 class IdempotencyConflict(Exception):
@@ -58,12 +62,16 @@ class IdempotencyConflict(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a caller may say about a submission beside its content. All moments are aware."""
+    """What a caller may say about a submission beside its content. All moments are aware.
+
+    Without a `priority` mail is interactive: somebody waits for it.
+    """
 
     send_at: datetime | None = None
     expires_at: datetime | None = None
     idempotency_key: str | None = None
     on_doubt: str | None = None
+    priority: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +135,20 @@ def submit(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:
     frozen = [freeze(draft, now) for draft in drafts]
     with telemetry.enqueue(len(drafts)), transaction.atomic():
         attempts = _write(drafts, frozen, now)
-        due = [str(attempt.pk) for attempt in attempts if attempt.not_before <= now]
-        if due:
-            transaction.on_commit(lambda: wiring.doorbell().ring(due[:MOST_HINTS]), robust=True)
+        hints = _hints(attempts, now)
+        if hints:
+            transaction.on_commit(lambda: wiring.doorbell().ring(hints, once=True), robust=True)
     return attempts
+
+
+def _hints(attempts: Sequence[OutboundMessageAttempt], now: datetime) -> list[Hint]:
+    """One for each sender's lane that has something due: its first attempt."""
+    lanes: dict[str, Hint] = {}
+    for attempt in attempts:
+        if attempt.not_before <= now:
+            lane = str(attempt.from_endpoint_id or "")
+            lanes.setdefault(lane, Hint(str(attempt.pk), lane))
+    return list(lanes.values())[:MOST_HINTS]
 
 
 def already_submitted(message: PersistentAgentMessage) -> OutboundMessageAttempt | None:
@@ -169,6 +187,8 @@ def check_options(options: Options, now: datetime) -> None:
         raise InvalidMail("expires_at", "it is over before the message may be sent", "Choose a later moment")
     if options.on_doubt is not None and options.on_doubt not in set(OnDoubt):
         raise InvalidMail("on_doubt", f"{options.on_doubt!r} is unknown", "Use hold or resend")
+    if options.priority is not None and options.priority not in PRIORITIES:
+        raise InvalidMail("priority", f"{options.priority!r} is unknown", f"Use {' or '.join(PRIORITIES)}")
     key = options.idempotency_key
     if key is not None and not (0 < len(key) <= 255 and key.isprintable()):
         raise InvalidMail("idempotency_key", "it is not 1 to 255 printable characters", "Use another one")
@@ -373,8 +393,10 @@ def _first_attempt(draft: Draft, now: datetime) -> OutboundMessageAttempt:
         addresses=[address for address, _ in draft.mail.recipients],
         queued_at=now,
         not_before=start,
-        # The ring on commit is the first hand-out; the dispatcher looks a little later.
-        due_at=start if start > now else now + config().ring_grace,
+        # The ring on commit is the first hand-out: the dispatcher leaves fresh attempts alone for a while.
+        due_at=start,
+        expires_at=draft.message.expires_at,
+        priority=PRIORITIES[draft.options.priority or INTERACTIVE],
     )
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from gobii_email.domain.lifecycle import Priority
 from gobii_email.management.batch_file import new_mail, split_addresses
 from gobii_email.management.progress import Progress
 from gobii_email.models import OutboundMessageAttempt, PersistentAgentMessage
@@ -247,6 +248,7 @@ BAD = [
     ({"send_at": "soon"}, "send_at"),
     ({"expires_at": "2001-01-01T00:00:00Z"}, "expires_at"),
     ({"on_doubt": "panic"}, "on_doubt"),
+    ({"priority": "urgent"}, "priority"),
     ({"idempotency_key": "k" * 300}, "idempotency_key"),
     ({"colour": "blue"}, "colour"),
 ]
@@ -317,6 +319,20 @@ def test_a_file_that_is_not_there_ends_with_one():
     answer = run("email_send", "--batch", "no/such/file", "--json")
     assert answer.code == 1
     assert answer.document["error"]["field"] == "batch"
+
+
+def test_a_batch_is_bulk_unless_a_flag_or_a_line_says_otherwise(endpoint, tmp_path):
+    def priorities(*flags):
+        OutboundMessageAttempt.objects.all().delete()
+        run("email_send", "--batch", batch(tmp_path, {}, {"priority": "interactive"}), *flags)
+        return sorted(OutboundMessageAttempt.objects.values_list("priority", flat=True))
+
+    assert priorities() == [Priority.INTERACTIVE, Priority.BULK]
+    assert priorities("--priority", "interactive") == [Priority.INTERACTIVE] * 2
+    run("email_send", *FLAGS, "--subject", "One")
+    run("email_send", *FLAGS, "--subject", "Two", "--priority", "bulk")
+    found = OutboundMessageAttempt.objects.filter(message__subject__in=("One", "Two"))
+    assert sorted(found.values_list("priority", flat=True)) == [Priority.INTERACTIVE, Priority.BULK]
 
 
 def test_a_long_batch_is_queued_in_chunks_and_waited_for(endpoint, tmp_path, workers):

@@ -18,6 +18,7 @@ from django.utils import timezone
 from opentelemetry import trace
 
 from gobii_email import api
+from gobii_email.domain.lifecycle import Priority
 from gobii_email.models import (
     AgentEmailAccount,
     CommsAllowlistEntry,
@@ -29,6 +30,8 @@ from gobii_email.models import (
     PersistentAgentMessage,
     PersistentAgentMessageAttachment,
 )
+from gobii_email.ports import Hint
+from gobii_email.services import submit
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 from tests.conftest import RecordingDoorbell
 
@@ -66,6 +69,11 @@ def written(endpoint: Endpoint, to: str | None = "to@rcpt.example", **values: An
     """A message as the platform stores it before it is delivered."""
     facts = {"subject": "Hello", "body": "Good morning", "to_endpoint": contact(to) if to else None}
     return PersistentAgentMessage.objects.create(from_endpoint=endpoint, **(facts | values))
+
+
+def other_sender() -> Endpoint:
+    agent = PersistentAgent.objects.create(name="Other")
+    return Endpoint.objects.create(owner_agent=agent, channel="email", address="other@sender.example")
 
 
 def mail_of(message: PersistentAgentMessage) -> EmailMessage:
@@ -357,6 +365,8 @@ BAD_INPUTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"send_at": datetime(2099, 1, 2, tzinfo=UTC), "expires_at": datetime(2099, 1, 1, tzinfo=UTC)},
     ),
     "an unknown policy": ("on_doubt", {"on_doubt": "guess"}),
+    "an unknown priority": ("priority", {"priority": "urgent"}),
+    "an empty priority": ("priority", {"priority": ""}),
     "an empty key": ("idempotency_key", {"idempotency_key": ""}),
     "a key too long": ("idempotency_key", {"idempotency_key": "k" * 256}),
 }
@@ -457,13 +467,45 @@ def test_a_message_named_twice_among_many_is_queued_once(endpoint: Endpoint) -> 
 
 
 @pytest.mark.django_db(transaction=True)
-def test_many_ring_once_with_all_ids(
+def test_many_ring_once_a_sender_with_the_first_that_is_due(
     endpoint: Endpoint, doorbell: RecordingDoorbell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rings: list[list[str]] = []
-    monkeypatch.setattr(doorbell, "ring", lambda ids: rings.append(list(ids)) or True)
-    attempts = api.deliver_many([written(endpoint) for _ in range(3)])
-    assert rings == [[str(attempt.pk) for attempt in attempts if attempt]]
+    rings: list[tuple[list[Hint], bool]] = []
+    monkeypatch.setattr(doorbell, "ring", lambda hints, *, once: rings.append((list(hints), once)) or True)
+    other = other_sender()
+    attempts = api.deliver_many([written(sender) for sender in (endpoint, other, endpoint, other)])
+    first, second = (attempt for attempt in attempts[:2] if attempt)
+    assert rings == [([Hint(str(first.pk), str(endpoint.pk)), Hint(str(second.pk), str(other.pk))], True)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_call_for_very_many_senders_rings_for_some_of_them(
+    endpoint: Endpoint, doorbell: RecordingDoorbell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "MOST_HINTS", 1)
+    first, _ = api.deliver_many([written(endpoint), written(other_sender())])
+    assert first is not None
+    assert doorbell.rung == [str(first.pk)]
+
+
+# Whose turn it is first
+
+
+def test_a_single_mail_is_interactive_and_many_are_bulk_unless_they_say_otherwise(endpoint: Endpoint) -> None:
+    one = [send(), send(priority="bulk")]
+    assert [message.attempts.get().priority for message in one] == [Priority.INTERACTIVE, Priority.BULK]
+    assert api.deliver_agent_email(written(endpoint)).priority == Priority.INTERACTIVE  # type: ignore[union-attr]
+    assert api.deliver_agent_email(written(endpoint), priority="bulk").priority == Priority.BULK  # type: ignore[union-attr]
+    many = api.deliver_many([written(endpoint)]) + api.deliver_many(
+        [written(endpoint)], priority="interactive"
+    )
+    assert [attempt.priority for attempt in many if attempt] == [Priority.BULK, Priority.INTERACTIVE]
+
+
+def test_the_first_attempt_is_due_at_once_and_knows_its_messages_end(endpoint: Endpoint) -> None:
+    attempt = send().attempts.get()
+    assert attempt.due_at == attempt.queued_at == attempt.not_before
+    assert attempt.expires_at == attempt.message.expires_at is not None
 
 
 # Recipients

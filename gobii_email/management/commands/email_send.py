@@ -37,7 +37,7 @@ from gobii_email.management.progress import Progress
 from gobii_email.management.terminal import EmailCommand, length_of_time
 from gobii_email.models import PersistentAgentMessage
 from gobii_email.services.status import delivery_status, is_over
-from gobii_email.services.submit import IdempotencyConflict, Options
+from gobii_email.services.submit import BULK, PRIORITIES, IdempotencyConflict, Options
 from gobii_email.services.write import NewMail, write
 
 GOOD = frozenset({MessageStatus.SENT, MessageStatus.DELIVERED})
@@ -79,6 +79,11 @@ class Command(EmailCommand):
             "--keep-going", action="store_true", help="send the good lines although some are bad"
         )
         parser.add_argument(
+            "--priority",
+            choices=PRIORITIES,
+            help="whose turn is first within a sender's mail; a batch is bulk unless it says otherwise",
+        )
+        parser.add_argument(
             "--wait",
             type=length_of_time,
             metavar="SECONDS",
@@ -90,7 +95,8 @@ class Command(EmailCommand):
             self._send_one(options, wait)
         else:
             self._refuse_flags_beside_a_batch(options)
-            self._send_batch(batch, wait, keep_going=options["keep_going"])
+            priority = options["priority"] or BULK
+            self._send_batch(batch, wait, priority=priority, keep_going=options["keep_going"])
 
     # One message
 
@@ -137,6 +143,7 @@ class Command(EmailCommand):
                 expires_at=_end_of_life(options),
                 idempotency_key=options["idempotency_key"],
                 on_doubt=options["on_doubt"],
+                priority=options["priority"],
             ),
         )
 
@@ -168,16 +175,16 @@ class Command(EmailCommand):
                 f"--{flag} does not go with --batch.", field=given[0], remedy="Write it into the lines."
             )
 
-    def _send_batch(self, name: str, wait: timedelta | None, *, keep_going: bool) -> None:
+    def _send_batch(self, name: str, wait: timedelta | None, *, priority: str, keep_going: bool) -> None:
         self._bad: set[int] = set()
         with self._opened(name) as file:
-            good = self._judge(file)
+            good = self._judge(file, priority)
             if self._bad and not keep_going:
                 text = f"{_lines(len(self._bad))} bad: nothing was sent. Correct them, or use --keep-going."
                 raise CommandError(text, returncode=1)
             file.seek(0)
             sent: dict[uuid.UUID, int | None] = {}
-            for line, message in self._queue(file, good):
+            for line, message in self._queue(file, good, priority):
                 sent[message.pk] = line.number
                 if wait is None:
                     self._tell_queued(line, message)
@@ -205,11 +212,11 @@ class Command(EmailCommand):
             text = f"{name} cannot be read: {problem.strerror}."
             self.fail(text, field="batch", remedy="Give an NDJSON file.")
 
-    def _judge(self, file: Iterable[bytes]) -> int:
+    def _judge(self, file: Iterable[bytes], priority: str) -> int:
         """Reads all lines, complains about the bad ones, and answers how many are good."""
         good = 0
         with Progress("read", 0, sys.stderr) as progress:
-            for line in checked_lines(file):
+            for line in checked_lines(file, priority=priority):
                 if line.problem is None:
                     good += 1
                 else:
@@ -225,9 +232,11 @@ class Command(EmailCommand):
         else:
             self.stderr.write(printable(f"line {number}: {problem}"))
 
-    def _queue(self, file: Iterable[bytes], total: int) -> Iterator[tuple[Line, PersistentAgentMessage]]:
+    def _queue(
+        self, file: Iterable[bytes], total: int, priority: str
+    ) -> Iterator[tuple[Line, PersistentAgentMessage]]:
         """Queues the good lines in chunks; each with its message."""
-        good = (line for line in read_lines(file) if line.number not in self._bad)
+        good = (line for line in read_lines(file, priority=priority) if line.number not in self._bad)
         done = 0
         with Progress("queued", total, sys.stderr) as progress:
             while chunk := list(islice(good, CHUNK)):
