@@ -160,7 +160,9 @@ class Stack:
         self.valkey.start()
         try:
             self.env = self._environment()
-            self.manage("migrate", "--verbosity", "0").check_returncode()
+            migrated = self.manage("migrate", "--verbosity", "0")
+            if migrated.returncode:
+                raise RuntimeError(f"the database could not be made: {migrated.stderr[-3000:]}")
         except BaseException:
             self.stop()
             raise
@@ -187,14 +189,16 @@ class Stack:
         extra_env: Mapping[str, str] | None = None,
         *,
         options: tuple[str, ...] = (),
+        wait: bool = True,
     ) -> Process:
-        """A Celery worker on threads that is ready for tasks."""
+        """A Celery worker on threads that is ready for tasks; without `wait`, one that will be."""
         name = f"worker{len(self.processes) + 1}"
         command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "-Q", queues]
         command += ["--pool", "threads", "-c", str(concurrency), "-n", f"{name}@%h"]
         command += ["--without-gossip", "--without-mingle", "-l", "INFO", *options]
         process = self.start_process(name, command, extra_env)
-        process.wait_for("worker.ready")
+        if wait:
+            process.wait_for("worker.ready")
         return process
 
     def start_dispatcher(self, extra_env: Mapping[str, str] | None = None) -> Process:
