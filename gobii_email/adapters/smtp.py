@@ -1,18 +1,19 @@
 """Hands messages over by SMTP submission, to servers that belong to somebody else.
 
-The MailTransport of accounts with a server of their own: checks what it was given, and turns one
-dialogue into one value. Everything a server or network does is in that value; exceptions are our
-own mistakes.
+The transport of accounts with a server of their own: puts policy, deadlines and connections
+together. Everything a server or network does is in the outcomes; exceptions are our own mistakes.
 """
 
 import contextlib
-import re
-from collections.abc import Sequence
 
 from gobii_email.adapters.dialer import Deadline, DialPolicy
-from gobii_email.adapters.smtp_dialogue import Deadlines, Dialogue, Nobody, queue_id
+from gobii_email.adapters.smtp_dialogue import Deadlines, Dialogue
 from gobii_email.adapters.smtp_login import build_xoauth2_string
+from gobii_email.adapters.smtp_pool import SmtpPool
 from gobii_email.adapters.smtp_probe import probe
+from gobii_email.adapters.smtp_sender import SmtpSender, require_paths
+from gobii_email.adapters.smtp_submission import queue_id
+from gobii_email.adapters.smtp_text import wire_form
 from gobii_email.domain.outcomes import Outcome
 from gobii_email.ports import Envelope, Probe, Progress, Reuse, Sender, SmtpServer
 
@@ -21,12 +22,9 @@ __all__ = ["Deadlines", "SmtpTransport", "build_xoauth2_string", "queue_id", "wi
 # A constant, because the machine's own name is nobody's business (RFC 5321 section 4.1.3).
 NEUTRAL_EHLO_NAME = "[127.0.0.1]"
 
-_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)")
-_UNFIT_FOR_A_PATH = re.compile(r"[\x00-\x20\x7f<>]")
-
 
 class SmtpTransport:
-    """A MailTransport that opens one connection for each message, and tests connections likewise."""
+    """An AccountTransport: opens senders, and tests connections; owns the connections that wait."""
 
     def __init__(
         self,
@@ -37,62 +35,33 @@ class SmtpTransport:
         self._policy = policy
         self._deadlines = deadlines
         self._local_hostname = local_hostname
+        self._pool = SmtpPool()
 
     def open(self, server: SmtpServer, reuse: Reuse) -> Sender:
         """A sender for one account's turn; dials nothing yet."""
-        return SmtpSender(self, server)
+        return SmtpSender(server, reuse, self._pool, lambda: self._dialogue(server))
+
+    def close_all(self) -> None:
+        """Closes the connections that wait for a next sender, as at shutdown."""
+        self._pool.close_all()
 
     def send(self, server: SmtpServer, envelope: Envelope, message: bytes, progress: Progress) -> Outcome:
-        """Hands `message` over; the server has never seen its end before `progress.mark()` returned.
+        """Hands `message` over on a connection of its own; raises as `Sender.send` does.
 
-        `mark()` also stands for entering stage DOT. Raises ValueError, before anything is dialled,
-        for a message with bare line ends or an envelope that is none: those are mistakes of ours.
+        The server has never seen the message's end before `progress.mark()` returned, which also
+        stands for entering stage DOT.
         """
-        wire = wire_form(message)
-        _require_paths([envelope.sender] if envelope.sender else [])
-        _require_paths(envelope.recipients)
-        if not envelope.recipients:
-            raise ValueError("an envelope needs at least one recipient")
-        dialogue = Dialogue(server, self._policy, self._deadlines, self._local_hostname, progress)
-        with contextlib.closing(dialogue):
-            return dialogue.ending_of(lambda: dialogue.hand_over(envelope, wire))
+        with contextlib.closing(self.open(server, Reuse())) as sender:
+            return sender.send(envelope, b"", message, progress)
 
     def probe(self, server: SmtpServer, sender: str, *, recipient: str | None = None) -> Probe:
         """Tests everything up to, and without, a message; `recipient` adds a RCPT TO.
 
         Bounded by `Deadlines.probe` as a whole. Raises ValueError for addresses that are none.
         """
-        _require_paths([sender] if recipient is None else [sender, recipient])
-        overall = Deadline(self._deadlines.probe)
-        dialogue = Dialogue(
-            server, self._policy, self._deadlines, self._local_hostname, Nobody(), within=overall
-        )
-        with contextlib.closing(dialogue):
+        require_paths([sender] if recipient is None else [sender, recipient])
+        with contextlib.closing(self._dialogue(server, within=Deadline(self._deadlines.probe))) as dialogue:
             return probe(dialogue, sender, recipient)
 
-
-class SmtpSender:
-    """A Sender that opens one connection for each message."""
-
-    def __init__(self, transport: SmtpTransport, server: SmtpServer) -> None:
-        self._transport = transport
-        self._server = server
-
-    def send(self, envelope: Envelope, header: bytes, message: bytes, progress: Progress) -> Outcome:
-        return self._transport.send(self._server, envelope, header + message, progress)
-
-    def close(self) -> None: ...
-
-
-def wire_form(message: bytes) -> bytes:
-    """`message` ending in CRLF. Raises ValueError for a bare CR or LF (RFC 5321 section 2.3.8)."""
-    if found := _BARE_LINE_END.search(message):
-        raise ValueError(f"the message has a bare CR or LF at byte {found.start()}")
-    return message if message.endswith(b"\r\n") else message + b"\r\n"
-
-
-def _require_paths(addresses: Sequence[str]) -> None:
-    for address in addresses:
-        address.encode()
-        if not address or _UNFIT_FOR_A_PATH.search(address):
-            raise ValueError(f"{address!r} cannot stand in an envelope")
+    def _dialogue(self, server: SmtpServer, within: Deadline | None = None) -> Dialogue:
+        return Dialogue(server, self._policy, self._deadlines, self._local_hostname, within)

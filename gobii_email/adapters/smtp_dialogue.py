@@ -1,29 +1,29 @@
-"""The course of one submission, from dialling to the answer to the final dot.
+"""One connection to a submission server, from dialling to QUIT.
 
-Knows the order of the dialogue (RFC 6409, RFC 5321) and, when it breaks off, at which stage it
-stood and whether the durable mark had been set. What the parts mean to a caller is left to the
-transport and the probe; how bytes are read and written, to the session.
+Knows the order in which it is opened (RFC 6409, RFC 3207, RFC 4954), at which stage it stands and
+how long each took. What is said of a message is left to the submission, how bytes are read and
+written to the session.
 """
 
 import contextlib
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
 
-from gobii_email.adapters.dialer import Deadline, DialFailed, DialPolicy, ascii_host, dial
+from gobii_email.adapters.dialer import Deadline, DialPolicy, ascii_host, dial
 from gobii_email.adapters.smtp_login import login_for
 from gobii_email.adapters.smtp_session import HEARTBEAT_SECONDS, Broken, Denied, SmtpSession
 from gobii_email.adapters.tls import client_context
-from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused, SessionFacts
+from gobii_email.domain.outcomes import Cause, Lost, SessionFacts
 from gobii_email.domain.smtp_replies import Reply, Stage
-from gobii_email.ports import Auth, Envelope, LeaseLost, Progress, Security, SmtpServer
+from gobii_email.ports import Auth, Progress, Security, SmtpServer
+
+MAX_AGE_SECONDS = 300.0
 
 Step = tuple[str, Callable[[], str]]
 
-_LINE_WITH_DOT = re.compile(rb"^\.", re.MULTILINE)
 _EXTENSIONS_THAT_COUNT = (
     "8BITMIME",
     "AUTH",
@@ -45,20 +45,6 @@ _OUR_OWN_REASONS = frozenset(
         Cause.MESSAGE_TOO_LARGE,
     }
 )
-_QUEUE_IDS = tuple(
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"\bqueued as ([A-Z0-9.-]+)",  # Postfix, SendGrid
-        r"\bqueued with id ([A-Z0-9.-]+)",  # Stalwart
-        r"\bqueued \(([A-F0-9.-]+)\)",  # Haraka
-        r"\bid=([A-Z0-9-]+)",  # Exim
-        r"<([^<>\s]+)> \[InternalId",  # Exchange
-        r"\bOK\s+\d+ (\S+) - gsmtp",  # Gmail
-        r"^([A-Z0-9]+) Message accepted for delivery",  # Sendmail, OpenSMTPD
-        r"\bqp (\d+)",  # qmail
-        r"^OK ([0-9a-f]+-[0-9a-f-]+)$",  # Amazon SES
-    )
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +52,8 @@ class Deadlines:
     """Total spans, one for each step of the dialogue, however the server spreads its bytes.
 
     `body` is lengthened by the message's size at `body_bytes_per_second`. `dot` follows RFC 5321
-    section 4.5.3.2.6. `probe` bounds a whole connection test.
+    section 4.5.3.2.6. After `reset` a used connection that does not answer is given up. `probe` bounds
+    a whole connection test.
     """
 
     connect: timedelta = timedelta(seconds=15)
@@ -77,6 +64,7 @@ class Deadlines:
     envelope: timedelta = timedelta(seconds=120)
     body: timedelta = timedelta(seconds=60)
     dot: timedelta = timedelta(seconds=600)
+    reset: timedelta = timedelta(seconds=10)
     quit: timedelta = timedelta(seconds=1)
     probe: timedelta = timedelta(seconds=20)
     body_bytes_per_second: int = 64_000
@@ -94,7 +82,10 @@ class Nobody:
 
 
 class Dialogue:
-    """One connection from dialling to QUIT; knows how far it came when it ends."""
+    """A connection that carries one message after the other; knows how far it came when it ends.
+
+    `messages` counts those it was used for. `is_at_command` says that the server awaits a command.
+    """
 
     def __init__(
         self,
@@ -102,71 +93,86 @@ class Dialogue:
         policy: DialPolicy,
         deadlines: Deadlines,
         local_hostname: str,
-        progress: Progress,
         within: Deadline | None = None,
     ) -> None:
         self.server = server
-        self.stage = Stage.CONNECT
+        self.deadlines = deadlines
+        self.is_open = False
+        self.is_at_command = False
+        self.messages = 0
         self._policy = policy
-        self._deadlines = deadlines
         self._within = within
-        self._progress: Progress = progress
-        self._recipients: Sequence[str] = ()
-        self._refused: dict[str, Reply] = {}
-        self._is_marked = False
-        self._is_at_command = False
+        self._begun_at = time.monotonic()
         self._tls = ""
         self._peer_address = ""
-        self._stage_ms: dict[str, int] = {}
-        self._entered_at = self._told_at = time.monotonic()
-        self._session = SmtpSession(
+        self._extensions: tuple[str, ...] = ()
+        self.session = SmtpSession(
             server.host,
             local_hostname=local_hostname,
             deadline=Deadline(deadlines.connect, within=within),
             on_wait=self._keep_telling,
         )
+        self.attend(Nobody())
 
-    def ending_of(self, story: Callable[[], Outcome]) -> Outcome:
-        """What `story` returns, or the value for what kept it from returning."""
-        try:
-            return story()
-        except (Broken, DialFailed) as ended:
-            return self.lost(ended.cause, ended.text)
-        except Denied as ended:
-            return self._refusal(ended.reply)
-        except LeaseLost:
-            text = "This attempt had been taken over, so the message was not finished."
-            return self.lost(Cause.LEASE_LOST, text)
+    def attend(self, progress: Progress) -> None:
+        """Begins the account of another message, told to `progress`."""
+        self.stage = Stage.MAIL if self.is_open else Stage.CONNECT
+        self._progress = progress
+        self._stage_ms: dict[str, int] = {}
+        self._entered_at = self._told_at = time.monotonic()
+
+    def attend_to_nobody(self, span: timedelta | None = None) -> None:
+        """Leaves the message's caller alone; what is said from now on takes at most `span`."""
+        self.attend(Nobody())
+        if span is not None:
+            self.session.deadline = Deadline(span, within=self._within)
+
+    def is_worn_out(self, messages: int) -> bool:
+        """Whether it cannot or should not carry another message, where `messages` is the most."""
+        return not (
+            self.is_open
+            and self.is_at_command
+            and self.messages < messages
+            and self.age_seconds < MAX_AGE_SECONDS
+        )
+
+    @property
+    def age_seconds(self) -> float:
+        return time.monotonic() - self._begun_at
 
     def lost(self, cause: Cause, text: str) -> Lost:
-        self._is_at_command = self._is_at_command and cause in _OUR_OWN_REASONS
-        return Lost(self.stage, cause, text, self._is_marked, dict(self._refused), self.facts())
-
-    def _refusal(self, reply: Reply) -> Refused:
-        self._is_at_command = self._is_at_command and reply.code != 421
-        if self.stage is Stage.RCPT:
-            # An ending in the middle of the recipients is the answer for all without one of their own.
-            self._refused = {address: self._refused.get(address, reply) for address in self._recipients}
-        return Refused(self.stage, reply, dict(self._refused), self.facts())
+        self.is_at_command = self.is_at_command and cause in _OUR_OWN_REASONS
+        return Lost(self.stage, cause, text, facts=self.facts())
 
     def facts(self) -> SessionFacts:
         self._stop_the_clock()
-        offered = self._session.esmtp_features
-        extensions = tuple(name for name in _EXTENSIONS_THAT_COUNT if name.lower() in offered)
-        return SessionFacts(dict(self._stage_ms), self._tls, self._peer_address, extensions)
+        return SessionFacts(self._stage_ms, self._tls, self._peer_address, self._extensions)
 
     def quit(self) -> str:
-        self._is_at_command = False
-        self._begin("QUIT", Deadline(self._deadlines.quit, within=self._within))
-        return str(self._session.command("QUIT"))
+        self.is_at_command = False
+        self._begin("QUIT", Deadline(self.deadlines.quit, within=self._within))
+        return str(self.session.command("QUIT"))
 
     def close(self) -> None:
-        """Takes leave where the server awaits a command, and closes the socket in any case."""
-        self._progress = Nobody()
-        if self._is_at_command:
-            with contextlib.suppress(Broken, Denied):
-                self.quit()
-        self._session.close()
+        """Takes leave where the server awaits a command, without waiting for its answer."""
+        if self.is_at_command:
+            self.attend_to_nobody(self.deadlines.quit)
+            with contextlib.suppress(Broken):
+                self.session.send(b"QUIT\r\n")
+        self.drop()
+
+    def drop(self) -> None:
+        """Closes the socket without a word."""
+        self.is_open = self.is_at_command = False
+        self.attend(Nobody())
+        self.session.close()
+
+    def open(self) -> None:
+        """Takes all steps that come before the first envelope."""
+        if not self.is_open:
+            for _name, step in self.opening():
+                step()
+            self.is_open = True
 
     def opening(self) -> list[Step]:
         """What comes before the envelope, in this server's order."""
@@ -181,21 +187,21 @@ class Dialogue:
         return steps
 
     def dial(self) -> str:
-        self._enter(Stage.CONNECT, "the connection", self._deadlines.connect)
-        self._session.peer_name = ascii_host(self.server.host)
-        self._session.sock = dial(self.server.host, self.server.port, self._policy, self._session.deadline)
+        self.enter(Stage.CONNECT, "the connection", self.deadlines.connect)
+        self.session.peer_name = ascii_host(self.server.host)
+        self.session.sock = dial(self.server.host, self.server.port, self._policy, self.session.deadline)
         try:
-            self._peer_address = str(self._session.sock.getpeername()[0])
+            self._peer_address = str(self.session.sock.getpeername()[0])
         except OSError:
-            text = f"{self._session.peer_name} closed the connection at once."
+            text = f"{self.session.peer_name} closed the connection at once."
             raise Broken(Cause.CONNECTION_LOST, text) from None
         return ""
 
     def read_greeting(self) -> str:
         # Part of CONNECT; behind implicit TLS the dialogue comes back to it.
-        self._resume(Stage.CONNECT, "its greeting", self._deadlines.banner)
+        self.resume(Stage.CONNECT, "its greeting", self.deadlines.banner)
         try:
-            return self._expect(self._session.read_reply(), 220)
+            return self.expect(self.session.read_reply(), 220)
         except Broken as ended:
             if ended.cause is not Cause.TIMEOUT or self._tls:
                 raise
@@ -203,164 +209,72 @@ class Dialogue:
             raise Broken(ended.cause, f"{ended.text} {hint}") from None
 
     def introduce(self) -> str:
-        self._enter(Stage.EHLO, "EHLO", self._deadlines.ehlo)
-        said = self._expect(self._session.introduce(), 250)
-        self._is_at_command = True
+        self.enter(Stage.EHLO, "EHLO", self.deadlines.ehlo)
+        self._extensions = ()
+        said = self.expect(self.session.introduce(), 250)
+        offered = self.session.esmtp_features
+        self._extensions = tuple(name for name in _EXTENSIONS_THAT_COUNT if name.lower() in offered)
+        self.is_at_command = True
         return said
 
     def start_tls(self) -> str:
-        self._enter(Stage.TLS, "STARTTLS", self._deadlines.tls)
-        if not self._session.has_extn("starttls"):
-            text = f"{self._session.peer_name} does not offer STARTTLS; without it nothing is said in clear."
+        self.enter(Stage.TLS, "STARTTLS", self.deadlines.tls)
+        if not self.session.has_extn("starttls"):
+            text = f"{self.session.peer_name} does not offer STARTTLS; without it nothing is said in clear."
             raise Broken(Cause.STARTTLS_NOT_OFFERED, text)
-        self._expect(self._session.command("STARTTLS"), 220)
-        self._is_at_command = False
-        self._session.raise_injection()
-        self._tls = self._session.encrypt(client_context())
+        self.expect(self.session.command("STARTTLS"), 220)
+        self.is_at_command = False
+        self.session.raise_injection()
+        self._tls = self.session.encrypt(client_context())
         # Forgets the extensions offered in clear (RFC 3207 section 4.2).
         self.introduce()
         return self._tls
 
     def encrypt(self) -> str:
-        self._enter(Stage.TLS, "the TLS handshake", self._deadlines.tls)
-        self._tls = self._session.encrypt(client_context())
+        self.enter(Stage.TLS, "the TLS handshake", self.deadlines.tls)
+        self._tls = self.session.encrypt(client_context())
         return self._tls
 
     def log_in(self) -> str:
-        self._enter(Stage.AUTH, "the login", self._deadlines.auth)
+        self.enter(Stage.AUTH, "the login", self.deadlines.auth)
         if not self._tls and not self._policy.allows(ip_address(self._peer_address)):
-            text = f"A password is not sent to {self._session.peer_name} without encryption."
+            text = f"A password is not sent to {self.session.peer_name} without encryption."
             raise Broken(Cause.AUTH_WITHOUT_TLS, text)
         login = login_for(self.server)
-        self._session.hide(login.secrets)
-        if login.mechanism not in self._session.esmtp_features.get("auth", "").upper().split():
-            text = f"{self._session.peer_name} does not offer the login method {login.mechanism}."
+        self.session.hide(login.secrets)
+        if login.mechanism not in self.session.esmtp_features.get("auth", "").upper().split():
+            text = f"{self.session.peer_name} does not offer the login method {login.mechanism}."
             raise Broken(Cause.AUTH_NOT_OFFERED, text)
-        reply = self._session.command("AUTH", login.opening)
+        reply = self.session.command("AUTH", login.opening)
         for answer in login.answers:
             if reply.code != 334:
                 break
-            reply = self._session.command(answer)
-        return self._expect(reply, 235)
+            reply = self.session.command(answer)
+        return self.expect(reply, 235)
 
-    def name_sender(self, sender: str, parameters: Sequence[str] = ()) -> str:
-        self._enter(Stage.MAIL, "MAIL FROM", self._deadlines.envelope)
-        return self._mail(sender, parameters)
-
-    def _mail(self, sender: str, parameters: Sequence[str]) -> str:
-        return self._expect(self._session.command("MAIL", " ".join((f"FROM:<{sender}>", *parameters))), 250)
+    def name_sender(self, sender: str) -> str:
+        self.enter(Stage.MAIL, "MAIL FROM", self.deadlines.envelope)
+        return self.ask(f"MAIL FROM:<{sender}>")
 
     def name_recipient(self, recipient: str) -> str:
-        self._recipients = (recipient,)
-        self._begin_recipients()
-        return self._expect(self._session.command("RCPT", f"TO:<{recipient}>"), 250, 251, 252)
+        self.enter_within_the_same(Stage.RCPT, "RCPT TO")
+        return self.expect(self.session.command("RCPT", f"TO:<{recipient}>"), 250, 251, 252)
 
     def ask(self, command: str) -> str:
-        return self._expect(self._session.command(command), 250)
+        return self.expect(self.session.command(command), 250)
 
-    def hand_over(self, envelope: Envelope, wire: bytes) -> Outcome:
-        for _name, step in self.opening():
-            step()
-        self._enter(Stage.MAIL, "MAIL FROM", self._deadlines.envelope)
-        self._mail(envelope.sender, self._mail_parameters(envelope, wire))
-        last = self._name_recipients(envelope)
-        if len(self._refused) == len(set(envelope.recipients)):
-            return self._refusal(last)
-        self._write_text(wire)
-        return self._finish()
-
-    def _mail_parameters(self, envelope: Envelope, wire: bytes) -> list[str]:
-        offers = self._session.has_extn
-        parameters = []
-        if offers("size"):
-            self._require_room_for(wire)
-            parameters.append(f"SIZE={len(wire)}")
-        if not wire.isascii() and offers("8bitmime"):
-            parameters.append("BODY=8BITMIME")
-        if not all(address.isascii() for address in (envelope.sender, *envelope.recipients)):
-            if not offers("smtputf8"):
-                text = f"{self._session.peer_name} does not take addresses with letters beyond ASCII."
-                raise Broken(Cause.SMTPUTF8_REQUIRED, text)
-            parameters.append("SMTPUTF8")
-        if offers("dsn"):
-            parameters += ["RET=HDRS", f"ENVID={_xtext(envelope.envelope_id)}"]
-        return parameters
-
-    def _require_room_for(self, wire: bytes) -> None:
-        announced = self._session.esmtp_features["size"].split()
-        limit = int(announced[0]) if announced and re.fullmatch(r"[0-9]{1,20}", announced[0]) else 0
-        if 0 < limit < len(wire):
-            text = (
-                f"{self._session.peer_name} takes messages of up to {limit} bytes; this one has {len(wire)}."
-            )
-            raise Broken(Cause.MESSAGE_TOO_LARGE, text)
-
-    def _name_recipients(self, envelope: Envelope) -> Reply:
-        """The last answer; refusals are kept in passing."""
-        self._recipients = envelope.recipients
-        self._begin_recipients()
-        for recipient in dict.fromkeys(envelope.recipients):
-            reply = self._session.command("RCPT", self._rcpt_arguments(recipient))
-            if reply.code == 421:
-                raise Denied(reply)
-            try:
-                self._expect(reply, 250, 251, 252)
-            except Denied:
-                self._refused[recipient] = reply
-        return reply
-
-    def _begin_recipients(self) -> None:
-        # MAIL and all RCPT share one deadline.
-        self._enter_within(Stage.RCPT, "RCPT TO", self._session.deadline)
-
-    def _rcpt_arguments(self, recipient: str) -> str:
-        arguments = f"TO:<{recipient}>"
-        if self._session.has_extn("dsn"):
-            arguments += " NOTIFY=FAILURE,DELAY"
-            if recipient.isascii():
-                arguments += f" ORCPT=rfc822;{_xtext(recipient)}"
-        return arguments
-
-    def _write_text(self, wire: bytes) -> None:
-        self._enter(Stage.DATA, "the message text", self._deadlines.body_of(len(wire)))
-        self._expect(self._session.command("DATA"), 354)
-        self._is_at_command = False
-        try:
-            self._session.send(_LINE_WITH_DOT.sub(b"..", wire))
-        except Broken as ended:
-            raise self._last_words() or ended from None
-        self._session.raise_early_answer()
-
-    def _last_words(self) -> Denied | None:
-        """The refusal a server may have sent before it stopped reading."""
-        self._session.deadline = Deadline(self._deadlines.quit, within=self._within)
-        with contextlib.suppress(Broken):
-            reply = self._session.read_reply()
-            return Denied(reply) if reply.code >= 400 else None
-        return None
-
-    def _finish(self) -> Outcome:
-        self._progress.mark()
-        self._is_marked = True
-        self._resume(Stage.DOT, "the end of the message", self._deadlines.dot)
-        self._session.send(b".\r\n")
-        reply = self._session.read_reply()
-        self._is_at_command = True
-        if 300 <= reply.code < 400:
-            text = f"{self._session.peer_name} answered {reply} to the end of the message."
-            raise Broken(Cause.PROTOCOL_ERROR, text)
-        if reply.code >= 400:
-            raise Denied(reply)
-        return Accepted(reply, dict(self._refused), queue_id(reply), self.facts())
-
-    def _enter(self, stage: Stage, doing: str, span: timedelta) -> None:
-        self._enter_within(stage, doing, Deadline(span, within=self._within))
-
-    def _enter_within(self, stage: Stage, doing: str, deadline: Deadline) -> None:
-        self._move_to(stage, doing, deadline)
+    def enter(self, stage: Stage, doing: str, span: timedelta) -> None:
+        """Begins a step of the dialogue, and tells so."""
+        self.resume(stage, doing, span)
         self._tell()
 
-    def _resume(self, stage: Stage, doing: str, span: timedelta) -> None:
+    def enter_within_the_same(self, stage: Stage, doing: str) -> None:
+        """Begins a step that shares the deadline of the one before."""
+        self._move_to(stage, doing, self.session.deadline)
+        self._tell()
+
+    def resume(self, stage: Stage, doing: str, span: timedelta) -> None:
+        """Begins a step that need not be told."""
         self._move_to(stage, doing, Deadline(span, within=self._within))
 
     def _move_to(self, stage: Stage, doing: str, deadline: Deadline) -> None:
@@ -369,13 +283,13 @@ class Dialogue:
         self._begin(doing, deadline)
 
     def _begin(self, doing: str, deadline: Deadline) -> None:
-        self._session.doing = doing
-        self._session.deadline = deadline
+        self.session.doing = doing
+        self.session.deadline = deadline
 
     def _stop_the_clock(self) -> None:
         now = time.monotonic()
-        spent = self._stage_ms.get(self.stage, 0) + round((now - self._entered_at) * 1000)
-        self._stage_ms[str(self.stage)] = spent
+        spent = round((now - self._entered_at) * 1000)
+        self._stage_ms[self.stage.value] = self._stage_ms.get(self.stage.value, 0) + spent
         self._entered_at = now
 
     def _tell(self) -> None:
@@ -384,27 +298,14 @@ class Dialogue:
 
     def _keep_telling(self) -> None:
         # The lease lives longer than one heartbeat; the mark has extended it beyond the dot.
-        if not self._is_marked and time.monotonic() - self._told_at >= HEARTBEAT_SECONDS:
+        if self.stage is not Stage.DOT and time.monotonic() - self._told_at >= HEARTBEAT_SECONDS:
             self._tell()
 
-    def _expect(self, reply: Reply, *codes: int) -> str:
+    def expect(self, reply: Reply, *codes: int) -> str:
         if reply.code in codes:
             return str(reply)
         if reply.code >= 400:
             raise Denied(reply)
-        said_to = self._session.doing
-        text = f"{self._session.peer_name} answered “{reply}” to {said_to}; {codes[0]} belongs there."
+        said_to = self.session.doing
+        text = f"{self.session.peer_name} answered “{reply}” to {said_to}; {codes[0]} belongs there."
         raise Broken(Cause.PROTOCOL_ERROR, text)
-
-
-def queue_id(reply: Reply) -> str:
-    """The id under which the server says it queued the message, or ""."""
-    for pattern in _QUEUE_IDS:
-        if found := pattern.search(reply.text):
-            return found.group(1)[:255].rstrip(".")
-    return ""
-
-
-def _xtext(text: str) -> str:
-    """RFC 3461 section 4."""
-    return re.sub(r"[^!-*,-<>-~]", lambda found: f"+{ord(found.group()):02X}", text)

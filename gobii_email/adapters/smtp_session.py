@@ -28,6 +28,7 @@ _BLANKS = bytes(range(33))
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 _BASE64_RUN = re.compile(rb"[A-Za-z0-9+/=]{8,}")
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -52,7 +53,8 @@ class SmtpSession(smtplib.SMTP):
     """smtplib's dialogue under a deadline; set `deadline` and `doing` before each step.
 
     `doing` names the step in sentences. `on_wait` is called at the start of each wait for the
-    network, and again at least every `HEARTBEAT_SECONDS`.
+    network, and again at least every `HEARTBEAT_SECONDS`. `owed` counts the replies to what was
+    asked that have not been heard yet.
     """
 
     ehlo_msg = "EHLO"
@@ -64,7 +66,9 @@ class SmtpSession(smtplib.SMTP):
         self.peer_name = host
         self.deadline = deadline
         self.doing = "the connection"
+        self.owed = 0
         self._on_wait = on_wait
+        self._timeout: float | None = None
         self._received = bytearray()
         self._secrets: list[bytes] = []
         self._blobs: list[bytes] = []
@@ -103,7 +107,7 @@ class SmtpSession(smtplib.SMTP):
         return line
 
     def _receive(self) -> None:
-        data = self._wait(lambda: self._socket.recv(16 * 1024))
+        data = self._wait(self._socket.recv, 16 * 1024)
         if not data:
             self._hung_up()
         self._received += data
@@ -123,7 +127,7 @@ class SmtpSession(smtplib.SMTP):
         self._break(Cause.PROTOCOL_ERROR, "{host} answered before it was asked, during {doing}.")
 
     def _receive_what_is_there(self) -> None:
-        self._socket.settimeout(0)
+        self._limit_to(0)
         try:
             data = self._socket.recv(16 * 1024)
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -140,6 +144,18 @@ class SmtpSession(smtplib.SMTP):
         self.putcmd(name, arguments)
         return self.read_reply()
 
+    def ask(self, commands: Sequence[str]) -> None:
+        """Says `commands` in one go; each owes a reply, to be heard in the same order (RFC 2920)."""
+        self.raise_early_answer()
+        self.owed = len(commands)
+        self.send("\r\n".join(commands) + "\r\n")
+
+    def hear(self, *welcome: int) -> Reply | None:
+        """The next reply that is owed; None when its code is `welcome`, whatever else it says."""
+        code, text = self.getreply()
+        self.owed -= 1
+        return None if code in welcome else reply_from(code, self.masked(text))
+
     def introduce(self) -> Reply:
         """The reply to EHLO, or to HELO where EHLO is not known; the extensions are kept."""
         self.raise_early_answer()
@@ -152,8 +168,7 @@ class SmtpSession(smtplib.SMTP):
         """Writes all of `s` within the deadline, however slowly the server reads."""
         rest = memoryview(s.encode("utf-8") if isinstance(s, str) else s)
         while rest:
-            chunk = rest[:BODY_CHUNK_BYTES]
-            rest = rest[self._wait(lambda chunk=chunk: self._socket.send(chunk)) :]  # type: ignore[misc]
+            rest = rest[self._wait(self._socket.send, rest[:BODY_CHUNK_BYTES]) :]
 
     def raise_injection(self) -> None:
         """Raises Broken when clear text follows the consent to STARTTLS (RFC 3207 section 5)."""
@@ -172,6 +187,7 @@ class SmtpSession(smtplib.SMTP):
         except (OSError, ValueError) as error:
             raise Broken(*tls_loss(error)) from None
         self.sock = secured
+        self._timeout = None
         self._shake_hands(secured)
         return secured.version() or ""
 
@@ -179,7 +195,7 @@ class SmtpSession(smtplib.SMTP):
         while True:
             self._on_wait()
             try:
-                secured.settimeout(min(self.deadline.seconds_left(), HEARTBEAT_SECONDS))
+                self._limit_to(min(self.deadline.seconds_left(), HEARTBEAT_SECONDS))
                 return secured.do_handshake()
             except TimeoutError as error:
                 if self._is_too_late():
@@ -190,11 +206,17 @@ class SmtpSession(smtplib.SMTP):
     def hide(self, secrets: Sequence[bytes]) -> None:
         """From now on no reply shows these, in clear or in base64, whole or broken over lines."""
         self._blobs += [base64.b64encode(secret) for secret in secrets]
-        self._secrets += [secret.translate(None, _BLANKS) for secret in (*secrets, *self._blobs)]
+        compact = [secret.translate(None, _BLANKS) for secret in (*secrets, *self._blobs)]
+        self._secrets += filter(None, compact)
 
     def masked(self, text: bytes) -> bytes:
-        for secret in filter(None, self._secrets):
-            text = _without(secret, text)
+        if not self._secrets:
+            return text
+        compact = text.translate(None, _BLANKS)
+        for secret in self._secrets:
+            if secret in compact:
+                text = _without(secret, text)
+                compact = text.translate(None, _BLANKS)
         return _BASE64_RUN.sub(self._mask_if_part_of_a_blob, text)
 
     def _mask_if_part_of_a_blob(self, found: re.Match[bytes]) -> bytes:
@@ -206,18 +228,24 @@ class SmtpSession(smtplib.SMTP):
             self._hung_up()
         return self.sock  # type: ignore[return-value]
 
-    def _wait(self, operation: Callable[[], T]) -> T:
+    def _wait(self, operation: Callable[[A], T], argument: A) -> T:
         while True:
             self._on_wait()
             try:
-                self._socket.settimeout(min(self.deadline.seconds_left(), HEARTBEAT_SECONDS))
-                return operation()
+                self._limit_to(min(self.deadline.seconds_left(), HEARTBEAT_SECONDS))
+                return operation(argument)
             except TimeoutError:
                 if self._is_too_late():
                     text = f"{{host}} did not complete {{doing}} within {self.deadline.seconds:g} seconds."
                     self._break(Cause.TIMEOUT, text)
             except OSError:
                 self._hung_up()
+
+    def _limit_to(self, seconds: float) -> None:
+        # A system call, so only where it changes something.
+        if seconds != self._timeout:
+            self._socket.settimeout(seconds)
+            self._timeout = seconds
 
     def _is_too_late(self) -> bool:
         try:
