@@ -12,13 +12,14 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks import sampler
 from benchmarks.rig import REUSED, SINGLE, Rig, Usage
+from benchmarks.rivals import PEERS, Rivals
 
 SETTLE_SECONDS = 20.0
 WARM = 0.1
@@ -65,45 +66,64 @@ class Result:
     wire_bytes: int = 0
 
 
-def drain(
-    rig: Rig,
-    name: str,
-    *,
-    mails: int,
-    accounts: int,
-    threads: int,
-    seconds: float,
-    profile: Path | None = None,
-) -> Result:
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What each run is given; `seconds` bound it."""
+
+    mails: int = 2000
+    accounts: int = 20
+    threads: int = 32
+    seconds: float = 60.0
+
+
+def drain(rig: Rig, name: str, load: Load, *, profile: Path | None = None) -> Result:
     """One run of a row: submit, start, wait until the sink has all and the database says so, stop."""
     row = ROWS[name]
-    rig.sink.set(delay=0)
-    senders = rig.accounts("reused" if row.limits is REUSED else "single", accounts, row.limits)
+    senders = senders_of(rig, row, load)
     settled_before = rig.statuses().get("sent", 0)
-    submit_seconds = rig.submit(senders, mails)
+    submit_seconds = rig.submit(senders, load.mails)
     rig.sink.reset()
     rig.sink.set(delay=row.delay)
-    rig.start(row.workers, threads, profile=profile)
     try:
-        usages = watch(rig, mails, seconds)
-        settled = _wait_until_settled(rig, settled_before + mails)
+        rig.start(row.workers, load.threads, profile=profile)
+        usages = watch(rig, load)
+        settled = _wait_until_settled(rig, settled_before + load.mails)
         usages.append(rig.usage())
         if profile is not None:
             time.sleep(1.2)
     finally:
         rig.stop()
         rig.sink.set(delay=0)
-    result = _result(rig, usages, mails)
-    result.unsettled = settled_before + mails - settled
-    result.submit_per_second = mails / submit_seconds
+    result = _result(rig, usages, load.mails)
+    result.unsettled = settled_before + load.mails - settled
+    result.submit_per_second = load.mails / submit_seconds
     return result
 
 
-def watch(rig: Rig, mails: int, seconds: float) -> list[Usage]:
-    """Looks every 100 ms until the sink has `mails`, or `seconds` are over."""
-    deadline = time.monotonic() + seconds
+def senders_of(rig: Rig, row: Row, load: Load) -> list[str]:
+    name = "reused" if row.limits is REUSED else "single"
+    return rig.accounts(name, load.accounts, row.limits)
+
+
+def drain_rival(rig: Rig, rivals: Rivals, name: str, load: Load) -> Result:
+    """The same for another program; what it wrote down is not asked."""
+    senders = senders_of(rig, ROWS["reuse"], load)
+    try:
+        rivals.start(name, load.mails, senders, load.threads)
+        usages = watch(rig, load)
+        time.sleep(0.3)
+        usages.append(rig.usage())
+    finally:
+        rig.stop()
+        rig.sink.set(delay=0)
+    return _result(rig, usages, load.mails)
+
+
+def watch(rig: Rig, load: Load) -> list[Usage]:
+    """Looks every 100 ms until the sink has all mails, or their time is over."""
+    deadline = time.monotonic() + load.seconds
     usages = [rig.usage()]
-    while usages[-1].mails < mails and time.monotonic() < deadline:
+    while usages[-1].mails < load.mails and time.monotonic() < deadline:
         time.sleep(0.1)
         usages.append(rig.usage())
     return usages
@@ -149,17 +169,16 @@ def _looks(usages: list[Usage], warm: Usage) -> int:
     return len([usage for usage in usages if usage.at > warm.at])
 
 
-def count_statements(rig: Rig, name: str, *, mails: int, accounts: int, threads: int) -> str:
+def count_statements(rig: Rig, name: str, load: Load) -> str:
     """SQL statements a mail by process and kind, from the server's own log, in a run that is not timed."""
     row = ROWS[name]
-    senders = rig.accounts("reused" if row.limits is REUSED else "single", accounts, row.limits)
-    rig.submit(senders, mails)
+    rig.submit(senders_of(rig, row, load), load.mails)
     rig.sink.reset()
     start = len(rig.logged())
     rig.log_statements(True)
-    rig.start(row.workers, threads)
     try:
-        rig.sink.wait_for(mails, seconds=60)
+        rig.start(row.workers, load.threads)
+        rig.sink.wait_for(load.mails, seconds=load.seconds)
         time.sleep(1)
     finally:
         rig.stop()
@@ -168,8 +187,8 @@ def count_statements(rig: Rig, name: str, *, mails: int, accounts: int, threads:
     lines = []
     for process in ("worker", "dispatcher"):
         rows = Counter({text: count for (who, text), count in found.items() if who == process})
-        lines.append(f"{sum(rows.values()) / mails:.2f} statements a mail by the {process}")
-        lines += [f"  {count / mails:6.2f}  {text[:150]}" for text, count in rows.most_common(18)]
+        lines.append(f"{sum(rows.values()) / load.mails:.2f} statements a mail by the {process}")
+        lines += [f"  {count / load.mails:6.2f}  {text[:150]}" for text, count in rows.most_common(18)]
     return "\n".join(lines)
 
 
@@ -181,7 +200,9 @@ def statements(log: str) -> Counter[tuple[str, str]]:
     """(process, statement with its values left out) and how often."""
     found: Counter[tuple[str, str]] = Counter()
     for process, text in _LOGGED.findall(log):
-        plain = re.sub(r"\s+", " ", _VALUES.sub("?", text))
+        plain = (
+            re.sub(r"\s+", " ", _VALUES.sub("?", text)) or "(empty: a pool asks whether a connection lives)"
+        )
         plain = re.sub(r'"?gobii_email_|"', "", re.sub(r"\(\?(?:, \?)+\)", "(?…)", plain))
         found[process, re.sub(r"(SELECT|RETURNING) .*? FROM", r"\1 … FROM", plain)] += 1
     return found
@@ -189,10 +210,11 @@ def statements(log: str) -> Counter[tuple[str, str]]:
 
 def main() -> None:
     options = _options()
+    load = Load(options.mails, options.accounts, options.threads, options.run_seconds)
     if options.profile or options.statements:
-        _look_inside(options)
+        look_inside(options.only or ["reuse"], load, statements=options.statements, profile=options.profile)
         return
-    document = compare(options)
+    document = compare(options.only or list(ROWS | PEERS), load, options.rounds, options.seconds)
     print(as_text(document))
     if options.json:
         options.json.write_text(json.dumps(document, indent=1))
@@ -214,64 +236,98 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--statements", action="store_true", help="SQL statements a mail")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
+    every = ROWS | PEERS
     if options.list:
-        print("\n".join(f"{name:14} {row.title}" for name, row in ROWS.items()))
+        print("\n".join(f"{name:15} {row.title}" for name, row in every.items()))
         sys.exit()
+    if unknown := [name for name in options.only or [] if name not in every]:
+        parser.error(f"no row {unknown[0]!r}; there are {', '.join(every)}")
     return options
 
 
-def _look_inside(options: argparse.Namespace) -> None:
-    facts = {"mails": options.mails, "accounts": options.accounts, "threads": options.threads}
+def look_inside(names: list[str], load: Load, *, statements: bool, profile: bool) -> None:
     with Rig() as rig:
-        for name in options.only or ["reuse"]:
+        for name in names:
             print(f"== {name}: {ROWS[name].title}")
-            if options.statements:
-                print(count_statements(rig, name, **facts))
-            if options.profile:
+            if statements:
+                print(count_statements(rig, name, load))
+            if profile:
                 out = rig.directory / "samples.json"
-                result = drain(rig, name, **facts, seconds=options.run_seconds, profile=out)
+                result = drain(rig, name, load, profile=out)
                 print(line(name, [result]))
                 print(sampler.report(out, result.mails))
 
 
-def compare(options: argparse.Namespace) -> dict[str, Any]:
-    names = options.only or list(ROWS)
+def compare(names: list[str], load: Load, rounds: int, seconds: float) -> dict[str, Any]:
+    """Round after round of all rows, so that whatever else the machine does meets them alike."""
     results: dict[str, list[Result]] = {name: [] for name in names}
     started = time.monotonic()
-    facts = {"mails": options.mails, "accounts": options.accounts, "threads": options.threads}
     with Rig() as rig:
-        for _ in range(options.rounds):
-            for name in names:
-                if time.monotonic() - started > options.seconds:
-                    break
-                found = drain(rig, name, **facts, seconds=options.run_seconds)
-                results[name].append(found)
-                print(line(name, [found]), flush=True)
-    return {"rows": {name: [asdict(run) for run in runs] for name, runs in results.items()}, "facts": facts}
+        rivals = Rivals(rig, names)
+        for name in _in_turn(names, rivals.names, rounds):
+            if time.monotonic() - started > seconds:
+                print(f"SKIPPED: the time is over; {name} and what follows were left out", flush=True)
+                break
+            is_ours = name in ROWS
+            found = drain(rig, name, load) if is_ours else drain_rival(rig, rivals, name, load)
+            results[name].append(found)
+            print(line(name, [found]), flush=True)
+    rows = {name: [asdict(run) for run in runs] for name, runs in results.items() if runs}
+    return {"rows": rows, "load": asdict(load)}
+
+
+def _in_turn(names: list[str], rivals: list[str], rounds: int) -> Iterator[str]:
+    """Ours and the task by hand in each round, the others in the first one alone."""
+    for number in range(rounds):
+        for name in names:
+            if name in ROWS or (name in rivals and (number == 0 or name.startswith("hand"))):
+                yield name
 
 
 def line(name: str, runs: list[Result]) -> str:
-    def middle(read: Callable[[Result], float]) -> float:
-        return statistics.median(read(run) for run in runs)
+    def middle(value: str) -> float:
+        return statistics.median(getattr(run, value) for run in runs)
 
     problems = [
         f"{word} {count}!"
         for word in ("missing", "doubled", "unsettled")
         if (count := max(getattr(run, word) for run in runs))
     ]
-    redis = middle(lambda run: sum(run.redis.values()))
+    redis = statistics.median(sum(run.redis.values()) for run in runs)
     return (
-        f"{ROWS[name].title:34} {middle(lambda r: r.per_second):7.0f} mails/s "
-        f"{middle(lambda r: r.milliseconds):6.2f} ms  dispatcher {middle(lambda r: r.dispatcher_ms):4.2f} ms  "
-        f"commits {middle(lambda r: r.commits):4.1f}  redis {redis:4.1f}  "
-        f"round trips {middle(lambda r: r.turns):4.1f}  connections {middle(lambda r: r.connections):5.0f} "
-        f"(open {middle(lambda r: r.most_open):.0f})  {' '.join(problems)}"
+        f"{(ROWS | PEERS)[name].title:40} {middle('per_second'):6.0f}/s {middle('milliseconds'):6.2f} ms"
+        f"  dispatcher {middle('dispatcher_ms'):4.2f} ms  commits {middle('commits'):4.1f}"
+        f"  redis {redis:4.1f}"
+        f"  round trips {middle('turns'):4.1f}  connections {middle('connections'):5.0f}"
+        f" ({middle('most_open'):.0f} at once)  {' '.join(problems)}"
     )
 
 
 def as_text(document: dict[str, Any]) -> str:
     rows = {name: [Result(**run) for run in runs] for name, runs in document["rows"].items()}
-    return "\n".join(["", "medians", *(line(name, runs) for name, runs in rows.items() if runs)])
+    lines = ["", "medians", *(line(name, runs) for name, runs in rows.items())]
+    return "\n".join([*lines, "", *ratios(rows)])
+
+
+def ratios(rows: Mapping[str, list[Result]]) -> list[str]:
+    """Each row of ours beside the same written by hand: how many times as fast, as cheap."""
+    lines = []
+    for name in ROWS:
+        hand = f"hand-{name}"
+        if name in rows and hand in rows:
+            ours, theirs = _medians(rows[name]), _medians(rows[hand])
+            lines.append(
+                f"{ROWS[name].title}: {ours[0] / theirs[0]:.2f} times the rate of the task by hand,"
+                f" {ours[1] / theirs[1]:.2f} times its processor time"
+            )
+    return lines
+
+
+def _medians(runs: list[Result]) -> tuple[float, float]:
+    return (
+        statistics.median(run.per_second for run in runs),
+        statistics.median(run.milliseconds for run in runs),
+    )
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ class Rig:
     def stop(self) -> None:
         """Ends workers and dispatcher, so that the next run starts with new ones."""
         for process in filter(None, [self.dispatcher, *self.workers]):
-            process.stop()
+            process.stop(5)
             self.stack.processes.remove(process)
         self.workers, self.dispatcher = [], None
 
@@ -183,7 +183,7 @@ class Rig:
             return found.fetchall() if found.description else []
 
     def commits(self) -> int:
-        return int(self.sql("SELECT xact_commit FROM pg_stat_database WHERE datname = 'postgres'")[0][0])
+        return int(self.sql("SELECT sum(xact_commit) FROM pg_stat_database")[0][0])
 
     def redis_calls(self) -> Counter[str]:
         """Commands the broker was sent since it started, those of scripts included, by name."""
