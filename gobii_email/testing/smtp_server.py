@@ -53,7 +53,7 @@ class Faults:
 
     `recipients` maps an address to the replies its next RCPTs get, one after the other;
     `always` maps an address to the reply it always gets. `replies` gives a command (`EHLO`, `AUTH`,
-    `MAIL`, `RCPT`, `DATA`, `DOT`) another reply than the real one, `delays` a wait before its reply.
+    `MAIL`, `RCPT`, `RSET`, `DATA`, `DOT`) another reply than the real one, `delays` a wait before its reply.
     `drops` are commands at which the connection is cut without a reply; "AFTER_DOT" cuts it after
     the message was kept and before the 250. `times` limits how often `drops`, `replies` and
     `delays` strike at a command.
@@ -135,6 +135,10 @@ class _Dialogue(SMTP):
         self.rcpt_parameters[recipient] = parameters
         await super().smtp_RCPT(address)
 
+    async def smtp_RSET(self, arg: str) -> None:
+        if await self._goes_on("RSET"):
+            await super().smtp_RSET(arg)
+
     async def smtp_DATA(self, arg: str) -> None:
         if await self._goes_on("DATA"):
             await super().smtp_DATA(arg)
@@ -182,8 +186,9 @@ class ScriptedSmtpServer:
     """A submission server for `users` (name to password or token), encrypted by `security`.
 
     `security` is "starttls", "ssl" or "none"; the first two need a server-side `tls` context.
-    Without `users` nobody has to log in. Each accepted message is in `messages`, and, when
-    `journal` is given, a JSON line in that file that is on disk before the client sees its 250:
+    Without `users` nobody has to log in. `offers_pipelining` counts from the next connection on.
+    Each accepted message is in `messages`, and, when `journal` is given, a JSON line in that file
+    that is on disk before the client sees its 250:
     `{"recipients", "sender", "message_id", "attempt_id", "user", "connection", "at"}`.
     Use as a context manager, or `start()` and `stop()`.
     """
@@ -199,6 +204,7 @@ class ScriptedSmtpServer:
         max_message_bytes: int = 33_554_432,
         mechanisms: Sequence[str] = ("PLAIN", "LOGIN", "XOAUTH2"),
         offers_smtputf8: bool = True,
+        offers_pipelining: bool = True,
         port: int = 0,
     ) -> None:
         if security != "none" and tls is None:
@@ -218,6 +224,7 @@ class ScriptedSmtpServer:
         self._mechanisms = mechanisms
         self._max_message_bytes = max_message_bytes
         self._offers_smtputf8 = offers_smtputf8
+        self.offers_pipelining = offers_pipelining
         self._arrived = threading.Condition()
         self._controller: _Controller | None = None
 
@@ -254,7 +261,8 @@ class ScriptedSmtpServer:
         self, server: _Dialogue, session: WireSession, envelope: WireEnvelope, hostname: str, lines: list[str]
     ) -> list[str]:
         session.host_name = hostname
-        offered = [*lines[:-1], "250-DSN", "250-ENHANCEDSTATUSCODES", lines[-1]]
+        further = ["DSN", "ENHANCEDSTATUSCODES", *(["PIPELINING"] if self.offers_pipelining else [])]
+        offered = [*lines[:-1], *(f"250-{name}" for name in further), lines[-1]]
         return [line for line in offered if self.needs_login or not line.startswith("250-AUTH")]
 
     async def handle_DATA(self, server: _Dialogue, session: WireSession, envelope: WireEnvelope) -> str:
