@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import IntegrityError
-from django.db.models import prefetch_related_objects
 from django.utils import timezone
 
 from gobii_email.domain.composition import EmailAttachmentPayload
@@ -24,16 +23,20 @@ from gobii_email.models import (
     PersistentAgentMessage,
 )
 from gobii_email.services import intervene, status
+from gobii_email.services.gather import gather
+from gobii_email.services.render import Renderer
 from gobii_email.services.status import DeliveryStatus
 from gobii_email.services.submit import (
     BULK,
     Draft,
     IdempotencyConflict,
+    Mail,
     Options,
-    already_submitted,
+    allowed_contacts,
     check_options,
     check_recipients,
-    mail_of,
+    check_same,
+    freeze,
     submit,
     submitted_under,
 )
@@ -89,38 +92,60 @@ def deliver_many(
 def _deliver(
     messages: Sequence[PersistentAgentMessage], options: Options
 ) -> list[OutboundMessageAttempt | None]:
-    check_options(options, timezone.now())
+    now = timezone.now()
+    check_options(options, now)
     if any(message._state.adding for message in messages):
         raise InvalidMail("message", "it was never saved", "Save it before it is delivered")
-    prefetch_related_objects(
-        messages,
-        "from_endpoint__owner_agent__user",
-        "from_endpoint__email_meta",
-        "from_endpoint__agentemailaccount",
-        "to_endpoint",
-        "parent",
-        "cc_endpoints",
-        "bcc_endpoints",
-        "attachments",
-    )
-    submitted = _first_attempts(messages)
-    fresh = [message for message in messages if message.pk not in submitted and _is_outbound_email(message)]
-    drafts = []
-    for message in fresh:
-        _check_sender(message.from_endpoint)
-        mail = mail_of(message)
-        check_recipients(message.from_endpoint, mail)
-        earlier = submitted_under(message.from_endpoint, options.idempotency_key, mail)
-        if earlier is not None:
-            submitted[message.pk] = earlier
-            _call_off(message, earlier)
-        else:
-            drafts.append(Draft(message, mail, options))
-    submitted |= {attempt.message_id: attempt for attempt in _submit_once(drafts)}
+    # One that was submitted by somebody else meanwhile is refused by the database, and found then.
+    submitted = _first_attempts([message for message in messages if message.submitted_at is not None])
+    fresh = {message.pk: message for message in messages if message.pk not in submitted}
+    if fresh:
+        submitted |= _submit_fresh(list(fresh.values()), options, now)
     return [submitted.get(message.pk) for message in messages]
 
 
+def _submit_fresh(
+    messages: Sequence[PersistentAgentMessage], options: Options, now: datetime
+) -> dict[uuid.UUID, OutboundMessageAttempt]:
+    gathered = gather(messages)
+    mails = []
+    for message in filter(_is_outbound_email, messages):
+        _check_sender(message.from_endpoint)
+        mails.append((message, gathered.mail_of(message)))
+    allowed = allowed_contacts((message.from_endpoint, mail) for message, mail in mails)
+    earlier = _earlier([message for message, _ in mails], options.idempotency_key)
+    submitted: dict[uuid.UUID, OutboundMessageAttempt] = {}
+    drafts = []
+    render = Renderer()
+    for message, mail in mails:
+        check_recipients(message.from_endpoint, mail, allowed)
+        if message.from_endpoint_id in earlier:
+            submitted[message.pk] = _first_of(earlier[message.from_endpoint_id], mail)
+            _call_off(message, submitted[message.pk])
+        else:
+            drafts.append(Draft(message, mail, freeze(mail, now, render), options))
+    return submitted | {attempt.message_id: attempt for attempt in _submit_once(drafts, now)}
+
+
+def _earlier(
+    messages: Sequence[PersistentAgentMessage], key: str | None
+) -> dict[uuid.UUID, PersistentAgentMessage]:
+    """What `key` stands for already, by sender."""
+    if key is None:
+        return {}
+    found = submitted_under({(message.from_endpoint_id, key) for message in messages})
+    return {sender: message for (sender, _), message in found.items()}
+
+
+def _first_of(first: PersistentAgentMessage, mail: Mail) -> OutboundMessageAttempt:
+    """The first attempt of `first`. Raises IdempotencyConflict when `mail` says other things."""
+    check_same(str(first.idempotency_key), first, mail)
+    return OutboundMessageAttempt.objects.get(message=first, number=1)
+
+
 def _first_attempts(messages: Sequence[PersistentAgentMessage]) -> dict[uuid.UUID, OutboundMessageAttempt]:
+    if not messages:
+        return {}
     found = OutboundMessageAttempt.objects.filter(message__in=[message.pk for message in messages], number=1)
     attempts = {attempt.message_id: attempt for attempt in found}
     for message_id in attempts:
@@ -149,22 +174,21 @@ def _check_sender(endpoint: PersistentAgentCommsEndpoint) -> None:
         raise InvalidMail("from", f"no agent owns {endpoint.address}", "Send from an agent's own endpoint")
 
 
-def _submit_once(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:
+def _submit_once(drafts: Sequence[Draft], now: datetime) -> list[OutboundMessageAttempt]:
     """Submits the drafts; where another process was faster with a message or key, answers its attempt."""
-    if not drafts:
-        return []
     try:
-        return submit(drafts)
+        return submit(drafts, now)
     except IntegrityError:
         if len(drafts) > 1:
-            return [attempt for draft in drafts for attempt in _submit_once([draft])]
+            return [attempt for draft in drafts for attempt in _submit_once([draft], now)]
     draft = drafts[0]
-    earlier = already_submitted(draft.message) or submitted_under(
-        draft.message.from_endpoint, draft.options.idempotency_key, draft.mail
-    )
-    if earlier is None:
+    attempts = _first_attempts([draft.message])
+    if attempts:
+        return list(attempts.values())
+    earlier = _earlier([draft.message], draft.options.idempotency_key)
+    if not earlier:
         raise RuntimeError("a message was neither stored nor found stored; please report this")
-    return [earlier]
+    return [_first_of(first, draft.mail) for first in earlier.values()]
 
 
 def send_agent_email(

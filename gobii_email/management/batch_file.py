@@ -14,7 +14,7 @@ from typing import Any
 
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.services.submit import BULK, IdempotencyConflict, Options
-from gobii_email.services.write import NewMail, check
+from gobii_email.services.write import NewMail, Prepared, prepare
 
 CHUNK = 200
 MAX_LINE_BYTES = 50_000_000
@@ -63,10 +63,13 @@ def checked_lines(lines: Iterable[bytes], *, priority: str = BULK) -> Iterator[L
     """The same, with each mail judged as submission will."""
     rows = read_lines(lines, priority=priority)
     while chunk := list(islice(rows, CHUNK)):
-        problems = iter(check([row.mail for row in chunk if row.mail is not None]))
+        found = iter(prepare([row.mail for row in chunk if row.mail is not None]))
         for row in chunk:
-            problem = next(problems) if row.mail is not None else None
-            yield row if problem is None else Line(row.number, None, as_invalid(problem))
+            ready = next(found) if row.mail is not None else None
+            if ready is None or isinstance(ready, Prepared):
+                yield row
+            else:
+                yield Line(row.number, None, as_invalid(ready))
 
 
 def as_invalid(problem: InvalidMail | IdempotencyConflict) -> InvalidMail:

@@ -7,6 +7,7 @@ Nothing is fetched from anywhere.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 from css_inline import CSSInliner
 from django.template.loader import render_to_string
@@ -42,6 +43,23 @@ def render_mail_body(body: str, *, subject: str) -> RenderedBody:
     # The agent's HTML is the mail; a preview of it is shown sandboxed.
     page = render_to_string(TEMPLATE, {"body_html": mark_safe(fragment), "subject": subject})  # noqa: S308
     return RenderedBody(html=_inliner().inline(page), text=text)
+
+
+class Render(Protocol):
+    def __call__(self, body: str, *, subject: str) -> RenderedBody: ...
+
+
+class Renderer:
+    """`render_mail_body` for one call that may send the same body to many: each is rendered once."""
+
+    def __init__(self) -> None:
+        self._rendered: dict[tuple[str, str], RenderedBody] = {}
+
+    def __call__(self, body: str, *, subject: str) -> RenderedBody:
+        key = body, subject
+        if key not in self._rendered:
+            self._rendered[key] = render_mail_body(body, subject=subject)
+        return self._rendered[key]
 
 
 @cache

@@ -6,12 +6,14 @@ message never change; who sends them, and how, is decided later by a worker.
 
 import hashlib
 import json
-import logging
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import attrgetter
 
-from django.db import models, transaction
+from django.db import transaction
+from django.db.models.functions import Lower
 from django.utils import timezone
 
 from gobii_email import telemetry, wiring
@@ -27,25 +29,24 @@ from gobii_email.domain.composition import (
 )
 from gobii_email.domain.content import decode_escapes
 from gobii_email.domain.invalid_mail import InvalidMail
-from gobii_email.domain.lifecycle import MessageStatus, OnDoubt, Priority, RecipientStatus
+from gobii_email.domain.lifecycle import MessageStatus, OnDoubt, Priority
 from gobii_email.domain.thread_headers import reply_headers
 from gobii_email.models import (
+    CommsAllowlistEntry,
     CommsChannel,
     FrozenMessage,
     OutboundMessageAttempt,
     OutboundMessageEvent,
     OutboundMessageRecipient,
+    PersistentAgent,
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
-from gobii_email.models.messages import subject_of
+from gobii_email.models.bulk_rows import insert_objects, insert_rows, update_rows
 from gobii_email.ports import Hint
 from gobii_email.services.follow import people
-from gobii_email.services.render import render_mail_body
+from gobii_email.services.render import Render, render_mail_body
 from gobii_email.services.select import has_usable_account
-from gobii_email.services.tell import event
-
-logger = logging.getLogger(__name__)
 
 Kind = OutboundMessageRecipient.Kind
 
@@ -53,7 +54,7 @@ PRIORITIES = {priority.name.lower(): int(priority) for priority in Priority}
 INTERACTIVE, BULK = PRIORITIES
 
 MOST_HINTS = 200
-"""Senders that one submission rings for; more would outlast the bell's patience. The others are dispatched."""
+"""Senders that one submission rings for; more would outlast the bell's patience. The others are found."""
 
 
 class IdempotencyConflict(Exception):
@@ -117,24 +118,35 @@ class Mail:
 
 
 @dataclass(frozen=True, slots=True)
+class Frozen:
+    """The bytes and texts of a message, decided."""
+
+    message_id: str
+    mime: bytes
+    html: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
-    """A message with its mail, ready to be frozen."""
+    """A message, perhaps not stored yet, with its mail and the bytes that were made of it."""
 
     message: PersistentAgentMessage
     mail: Mail
+    frozen: Frozen
     options: Options
 
 
-def submit(drafts: Sequence[Draft]) -> list[OutboundMessageAttempt]:
+def submit(drafts: Sequence[Draft], now: datetime) -> list[OutboundMessageAttempt]:
     """Queues all drafts or none, in a number of statements that does not grow with them.
 
-    Raises InvalidMail for content nobody should send, IdempotencyConflict for a reused key. Answers the
-    first attempt of each draft, in order.
+    Messages that are new are inserted. Answers the first attempt of each draft, in order. Raises
+    IntegrityError when somebody else was faster with one of the messages or keys.
     """
-    now = timezone.now()
-    frozen = [freeze(draft, now) for draft in drafts]
+    if not drafts:
+        return []
     with telemetry.enqueue(len(drafts)), transaction.atomic():
-        attempts = _write(drafts, frozen, now)
+        attempts = _write(drafts, now)
         hints = _hints(attempts, now)
         if hints:
             transaction.on_commit(lambda: wiring.doorbell().ring(hints, once=True), robust=True)
@@ -151,23 +163,26 @@ def _hints(attempts: Sequence[OutboundMessageAttempt], now: datetime) -> list[Hi
     return list(lanes.values())[:MOST_HINTS]
 
 
-def already_submitted(message: PersistentAgentMessage) -> OutboundMessageAttempt | None:
-    """The first attempt of a message that was submitted before."""
-    return OutboundMessageAttempt.objects.filter(message=message, number=1).first()
+Key = tuple[uuid.UUID, str]
+"""A sending endpoint and an idempotency key of its."""
 
 
-def submitted_under(
-    endpoint: PersistentAgentCommsEndpoint, key: str | None, mail: Mail
-) -> OutboundMessageAttempt | None:
-    """The attempt that `key` already stands for. Raises IdempotencyConflict when its content differs."""
-    if key is None:
-        return None
-    first = PersistentAgentMessage.objects.filter(from_endpoint=endpoint, idempotency_key=key).first()
-    if first is None:
-        return None
+def submitted_under(keys: Collection[Key]) -> dict[Key, PersistentAgentMessage]:
+    """The messages that `keys` stand for already, in one statement; none when there are no keys."""
+    if not keys:
+        return {}
+    senders, texts = zip(*keys, strict=True)
+    rows = PersistentAgentMessage.objects.filter(
+        from_endpoint__in=set(senders), idempotency_key__in=set(texts)
+    )
+    found = {(row.from_endpoint_id, row.idempotency_key): row for row in rows}
+    return {key: found[key] for key in keys if key in found}
+
+
+def check_same(key: str, first: PersistentAgentMessage, mail: Mail) -> None:
+    """Raises IdempotencyConflict when `mail` says other things than the message that `key` stands for."""
     if first.content_hash != mail.content_hash():
         raise reused_key(key, f"another message ({first.pk})")
-    return already_submitted(first)
 
 
 def reused_key(key: str, by: str) -> IdempotencyConflict:
@@ -194,18 +209,52 @@ def check_options(options: Options, now: datetime) -> None:
         raise InvalidMail("idempotency_key", "it is not 1 to 255 printable characters", "Use another one")
 
 
-def check_recipients(endpoint: PersistentAgentCommsEndpoint, mail: Mail) -> None:
-    """Raises InvalidMail when there is nobody to write to, or somebody the agent may not write to."""
-    if not mail.recipients:
+Contact = tuple[uuid.UUID, str]
+"""An agent and the address of somebody it may write to."""
+
+
+def allowed_contacts(mails: Iterable[tuple[PersistentAgentCommsEndpoint, Mail]]) -> set[Contact]:
+    """Those recipients of `mails` that their agents' lists allow, in one statement; none without lists."""
+    by_list = PersistentAgent.WhitelistPolicy.MANUAL
+    wanted = {
+        (endpoint.owner_agent_id, normalise(address))
+        for endpoint, mail in mails
+        if endpoint.owner_agent is not None and endpoint.owner_agent.whitelist_policy == by_list
+        for address, _ in mail.recipients
+    }
+    if not wanted:
+        return set()
+    agents, addresses_ = zip(*wanted, strict=True)
+    entries = CommsAllowlistEntry.objects.annotate(lower=Lower("address")).filter(
+        agent__in=set(agents),
+        lower__in=set(addresses_),
+        channel=CommsChannel.EMAIL,
+        is_active=True,
+        allow_outbound=True,
+    )
+    return set(entries.values_list("agent_id", "lower"))
+
+
+def check_recipients(
+    endpoint: PersistentAgentCommsEndpoint, mail: Mail, allowed: Collection[Contact] = ()
+) -> None:
+    """Raises InvalidMail when there is nobody to write to, or somebody the agent may not write to.
+
+    Who is `allowed` is not asked about again.
+    """
+    recipients = mail.recipients
+    if not recipients:
         raise InvalidMail("to", "there is no recipient", "Name at least one address")
-    if len(mail.recipients) > config().max_recipients:
+    if len(recipients) > config().max_recipients:
         raise InvalidMail(
             "to", f"there are more than {config().max_recipients} recipients", "Send several messages"
         )
     agent = endpoint.owner_agent
-    if agent is None:
+    if agent is None or agent.whitelist_policy == PersistentAgent.WhitelistPolicy.UNRESTRICTED:
         return
-    for address, kind in mail.recipients:
+    for address, kind in recipients:
+        if (agent.pk, normalise(address)) in allowed:
+            continue
         if not agent.is_recipient_whitelisted(CommsChannel.EMAIL, address):
             raise InvalidMail(
                 kind, f"{address} is not allowed for this agent", "Add it to the agent's allowed contacts"
@@ -223,46 +272,6 @@ def subject_line(text: str) -> str:
     return clean_subject(decode_escapes(text))
 
 
-def mail_of(message: PersistentAgentMessage) -> Mail:
-    """What a stored message says. Reads its endpoints and attachments; raises InvalidMail."""
-    endpoint = message.from_endpoint
-    assert endpoint is not None
-    payload = message.raw_payload or {}
-    in_reply_to, references = reply_ids(message.parent)
-    return Mail(
-        from_name=endpoint.display_name,
-        from_address=addresses("from", endpoint.address)[0],
-        to=addresses("to", [message.to_endpoint.address] if message.to_endpoint else []),
-        cc=addresses("cc", [cc.address for cc in message.cc_endpoints.all()]),
-        bcc=addresses("bcc", [bcc.address for bcc in message.bcc_endpoints.all()]),
-        subject=subject_line(subject_of(message)),
-        body=message.body,
-        in_reply_to=in_reply_to,
-        references=references,
-        reply_to=str(payload.get("reply_to") or ""),
-        headers=dict(payload.get("headers") or {}),
-        attachments=tuple(
-            EmailAttachmentPayload(
-                file.filename,
-                _content_of(file),
-                file.content_type,
-                file.content_id,
-                "inline" if file.content_id else "attachment",
-            )
-            for file in message.attachments.all()
-        ),
-    )
-
-
-def _content_of(attachment: models.Model) -> bytes:
-    try:
-        with attachment.file.open("rb") as file:  # type: ignore[attr-defined]
-            content: bytes = file.read()
-            return content
-    except (OSError, ValueError):
-        raise InvalidMail("attachments", f"{attachment} cannot be read", "Attach the file again") from None
-
-
 def reply_ids(parent: PersistentAgentMessage | None) -> tuple[str, tuple[str, ...]]:
     """In-Reply-To and References of an answer to `parent`."""
     if parent is None:
@@ -272,20 +281,9 @@ def reply_ids(parent: PersistentAgentMessage | None) -> tuple[str, tuple[str, ..
     return reply_headers(parent_id, payload.get("references") or "")
 
 
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """The bytes and texts of a message, decided."""
-
-    message_id: str
-    mime: bytes
-    html: str
-    text: str
-
-
-def freeze(draft: Draft, now: datetime) -> Frozen:
-    """Decides the bytes of `draft`, and writes nothing. Raises InvalidMail for content nobody should send."""
-    mail = draft.mail
-    rendered = render_mail_body(mail.body, subject=mail.subject)
+def freeze(mail: Mail, now: datetime, render: Render = render_mail_body) -> Frozen:
+    """Decides the bytes of `mail`, and writes nothing. Raises InvalidMail for content nobody should send."""
+    rendered = render(mail.body, subject=mail.subject)
     html, attachments = match_inline_images(rendered.html, mail.attachments)
     message_id = new_message_id(mail.from_address)
     mime = compose(
@@ -311,65 +309,68 @@ def freeze(draft: Draft, now: datetime) -> Frozen:
     return Frozen(message_id, mime, html, rendered.text)
 
 
-def _write(drafts: Sequence[Draft], frozen: Sequence[Frozen], now: datetime) -> list[OutboundMessageAttempt]:
+def _write(drafts: Sequence[Draft], now: datetime) -> list[OutboundMessageAttempt]:
     trace = _traceparent()
-    for draft, content in zip(drafts, frozen, strict=True):
-        _fill(draft, content, trace, now)
-    messages = [draft.message for draft in drafts]
-    PersistentAgentMessage.objects.bulk_update(messages, _FILLED, batch_size=200)
-    FrozenMessage.objects.bulk_create(
-        FrozenMessage(
-            message=draft.message,
-            mime=content.mime,
-            html=content.html,
-            text=content.text,
-            to_count=len(draft.mail.to),
-            cc_count=len(draft.mail.cc),
-            size=len(content.mime),
-            sha256=hashlib.sha256(content.mime).hexdigest(),
-        )
-        for draft, content in zip(drafts, frozen, strict=True)
-    )
-    attempts = OutboundMessageAttempt.objects.bulk_create(_first_attempt(draft, now) for draft in drafts)
-    OutboundMessageRecipient.objects.bulk_create(
-        OutboundMessageRecipient(
-            message=attempt.message,
-            attempt=attempt,
-            address=address,
-            kind=kind,
-            status=RecipientStatus.PENDING,
-        )
-        for draft, attempt in zip(drafts, attempts, strict=True)
+    usable = {draft.message.from_endpoint_id: draft.message.from_endpoint for draft in drafts}
+    accounts = {key: has_usable_account(endpoint) for key, endpoint in usable.items() if endpoint is not None}
+    for draft in drafts:
+        _fill(draft, trace, now)
+        draft.message.had_account = accounts.get(draft.message.from_endpoint_id, False)
+    _store_messages([draft.message for draft in drafts])
+    attempts = [_first_attempt(draft, now) for draft in drafts]
+    insert_rows(FrozenMessage, _FROZEN, list(map(_frozen_row, drafts)))
+    insert_objects(OutboundMessageAttempt, attempts)
+    pairs = list(zip(drafts, attempts, strict=True))
+    recipients = [
+        (draft.message.pk, attempt.pk, address, kind)
+        for draft, attempt in pairs
         for address, kind in draft.mail.recipients
-    )
-    OutboundMessageEvent.objects.bulk_create(
-        event(
-            attempt,
-            "queued",
-            f"Queued for {people(attempt.addresses)} as {attempt.message.rfc_message_id}.",
-            at=now,
-        )
-        for attempt in attempts
-    )
+    ]
+    insert_rows(OutboundMessageRecipient, ("message_id", "attempt_id", "address", "kind"), recipients)
+    events = [
+        (draft.message.pk, attempt.pk, now, "queued", _queued_text(draft, attempt))
+        for draft, attempt in pairs
+    ]
+    insert_rows(OutboundMessageEvent, ("message_id", "attempt_id", "at", "event", "text"), events)
     return attempts
 
 
-_FILLED = [
-    "from_address", "subject", "raw_payload", "rfc_message_id", "owner_agent", "latest_status",
+_FILLED = (
+    "from_address", "subject", "raw_payload", "rfc_message_id", "owner_agent_id", "latest_status",
     "submitted_at", "expires_at", "on_doubt", "had_account", "idempotency_key", "content_hash", "traceparent",
-]  # fmt: skip
+)  # fmt: skip
+_FROZEN = ("message_id", "mime", "html", "text", "to_count", "cc_count", "size", "sha256")
 
 
-def _fill(draft: Draft, content: Frozen, trace: str, now: datetime) -> None:
+def _store_messages(messages: Sequence[PersistentAgentMessage]) -> None:
+    """Inserts those that are new, complete; writes into the others what submission has filled in."""
+    facts = attrgetter("pk", *_FILLED)
+    stored = [facts(message) for message in messages if not message._state.adding]
+    insert_objects(PersistentAgentMessage, [message for message in messages if message._state.adding])
+    update_rows(PersistentAgentMessage, _FILLED, stored)
+
+
+def _frozen_row(draft: Draft) -> tuple[object, ...]:
+    content = draft.frozen
+    to, cc = len(draft.mail.to), len(draft.mail.cc)
+    digest = hashlib.sha256(content.mime).hexdigest()
+    return draft.message.pk, content.mime, content.html, content.text, to, cc, len(content.mime), digest
+
+
+def _queued_text(draft: Draft, attempt: OutboundMessageAttempt) -> str:
+    return f"Queued for {people(attempt.addresses)} as {draft.message.rfc_message_id}."
+
+
+def _fill(draft: Draft, trace: str, now: datetime) -> None:
     message, mail, options = draft.message, draft.mail, draft.options
     endpoint = message.from_endpoint
     assert endpoint is not None
     message.from_address = mail.from_address
     message.subject = mail.subject
-    message.rfc_message_id = content.message_id
+    message.rfc_message_id = draft.frozen.message_id
     message.raw_payload = (message.raw_payload or {}) | {
         "subject": mail.subject,
-        "message_id": content.message_id,
+        "message_id": draft.frozen.message_id,
         "in_reply_to": mail.in_reply_to,
         "references": " ".join(mail.references),
     }
@@ -378,7 +379,6 @@ def _fill(draft: Draft, content: Frozen, trace: str, now: datetime) -> None:
     message.submitted_at = now
     message.expires_at = options.expires_at or (options.send_at or now) + config().expires_after
     message.on_doubt = options.on_doubt or OnDoubt.HOLD
-    message.had_account = has_usable_account(endpoint)
     message.idempotency_key = options.idempotency_key
     message.content_hash = mail.content_hash()
     message.traceparent = trace

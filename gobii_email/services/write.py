@@ -1,10 +1,13 @@
 """Writing new messages from plain values, and queueing them, many in as few statements as one."""
 
 import re
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from django.db import IntegrityError, transaction
+from django.db.models.functions import Lower
 from django.utils import timezone
 
 from gobii_email.domain.addresses import normalise, one_line
@@ -18,14 +21,21 @@ from gobii_email.models import (
     PersistentAgentMessage,
     PersistentAgentMessageAttachment,
 )
+from gobii_email.models.bulk_rows import insert_missing, insert_rows
+from gobii_email.services.gather import ready_senders
+from gobii_email.services.render import Renderer
 from gobii_email.services.submit import (
     Draft,
+    Frozen,
     IdempotencyConflict,
+    Key,
     Mail,
     Options,
     addresses,
+    allowed_contacts,
     check_options,
     check_recipients,
+    check_same,
     freeze,
     reply_ids,
     reused_key,
@@ -51,69 +61,118 @@ class NewMail:
     options: Options = Options()
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A mail that may be written: checked, and frozen unless its key stands for a message already."""
+
+    new: NewMail
+    mail: Mail
+    frozen: Frozen | None
+
+
+Problem = InvalidMail | IdempotencyConflict
+
+
 def write(mails: Sequence[NewMail]) -> list[PersistentAgentMessage]:
     """Stores and queues all `mails` or none; answers their messages in order.
 
     Raises InvalidMail or IdempotencyConflict before anything is written.
     """
     senders = _senders(mails)
-    written: dict[int, PersistentAgentMessage] = {}
-    drafts: dict[int, Draft] = {}
-    keyed: dict[tuple[object, str], Draft] = {}
-    for position, new in enumerate(mails):
-        endpoint = _sender(new, senders)
-        mail = _checked(new, endpoint)
-        key = new.options.idempotency_key
-        earlier = submitted_under(endpoint, key, mail)
-        if earlier is not None:
-            written[position] = earlier.message
-        elif key is not None and (endpoint.pk, key) in keyed:
-            written[position] = _same(keyed[endpoint.pk, key], key, mail)
+    ready = []
+    for found in _prepared(mails, senders):
+        if not isinstance(found, Prepared):
+            raise found
+        ready.append(found)
+    return _write_all(ready, senders)
+
+
+def prepare(mails: Sequence[NewMail]) -> list[Prepared | Problem]:
+    """Each of `mails` ready to be written, or what `write` would raise for it by itself; writes nothing."""
+    return list(_prepared(mails, _senders(mails)))
+
+
+def write_prepared(ready: Sequence[Prepared]) -> list[PersistentAgentMessage]:
+    """As `write`, for mails that were prepared some time ago, perhaps by another process."""
+    return _write_all(ready, _senders([item.new for item in ready]))
+
+
+Senders = Mapping[str, PersistentAgentCommsEndpoint]
+
+
+def _prepared(mails: Sequence[NewMail], senders: Senders) -> Iterator[Prepared | Problem]:
+    now = timezone.now()
+    checked = [_checked(new, senders, now) for new in mails]
+    good = [
+        (_sender(new, senders), new, mail)
+        for new, mail in zip(mails, checked, strict=True)
+        if isinstance(mail, Mail)
+    ]
+    allowed = allowed_contacts((sender, mail) for sender, _, mail in good)
+    earlier = submitted_under({key for sender, new, _ in good if (key := _key(sender, new))})
+    render = Renderer()
+    for new, mail in zip(mails, checked, strict=True):
+        if not isinstance(mail, Mail):
+            yield mail
+            continue
+        sender = _sender(new, senders)
+        try:
+            check_recipients(sender, mail, allowed)
+            key = _key(sender, new)
+            first = earlier.get(key) if key else None
+            if key and first:
+                check_same(key[1], first, mail)
+            yield Prepared(new, mail, None if first else freeze(mail, now, render))
+        except (InvalidMail, IdempotencyConflict) as problem:
+            yield problem
+
+
+def _write_all(
+    ready: Sequence[Prepared], senders: Senders, asked: Collection[Key] = ()
+) -> list[PersistentAgentMessage]:
+    """Stores what is not stored under its key yet, each key once.
+
+    Only keys that were found taken before, and those `asked` for, are looked up; the database refuses others.
+    """
+    now = timezone.now()
+    keys = [_key(_sender(item.new, senders), item.new) for item in ready]
+    taken = {key for item, key in zip(ready, keys, strict=True) if key and item.frozen is None}
+    earlier = submitted_under(taken | set(asked))
+    messages: dict[Key | int, PersistentAgentMessage] = {}
+    drafts: dict[Key | int, Draft] = {}
+    for position, (item, key) in enumerate(zip(ready, keys, strict=True)):
+        if key and key in earlier:
+            check_same(key[1], earlier[key], item.mail)
+            messages[key] = earlier[key]
+        elif key and key in drafts:
+            _check_same_here(drafts[key], item.mail)
         else:
-            drafts[position] = Draft(_message(new, mail, endpoint), mail, new.options)
-            if key is not None:
-                keyed[endpoint.pk, key] = drafts[position]
+            place = key or position
+            drafts[place] = _draft(item, _sender(item.new, senders), now)
+            messages[place] = drafts[place].message
     try:
-        _store(list(drafts.values()))
+        _store(list(drafts.values()), now)
     except IntegrityError:
         # Another process was faster with one of the keys: now it is found.
-        if not any(_is_taken(draft) for draft in drafts.values()):
+        every = {key for key in keys if key}
+        if every == set(asked) or not submitted_under(every - set(earlier)):
             raise
-        return write(mails)
-    written |= {position: draft.message for position, draft in drafts.items()}
-    return [written[position] for position in range(len(mails))]
+        return _write_all(ready, senders, every)
+    return [messages[key or position] for position, key in enumerate(keys)]
 
 
-def check(mails: Sequence[NewMail]) -> list[InvalidMail | IdempotencyConflict | None]:
-    """What `write` would raise for each of `mails` by itself, in order; writes nothing."""
-    senders = _senders(mails)
-    return [_problem(new, senders) for new in mails]
+def _draft(item: Prepared, sender: PersistentAgentCommsEndpoint, now: datetime) -> Draft:
+    frozen = item.frozen or freeze(item.mail, now)  # its key may have been given up since
+    return Draft(_message(item.new, item.mail, sender, now), item.mail, frozen, item.new.options)
 
 
-def _problem(
-    new: NewMail, senders: Mapping[str, PersistentAgentCommsEndpoint]
-) -> InvalidMail | IdempotencyConflict | None:
-    try:
-        endpoint = _sender(new, senders)
-        mail = _checked(new, endpoint)
-        submitted_under(endpoint, new.options.idempotency_key, mail)
-        freeze(Draft(_message(new, mail, endpoint), mail, new.options), timezone.now())
-    except (InvalidMail, IdempotencyConflict) as problem:
-        return problem
-    return None
-
-
-def _is_taken(draft: Draft) -> bool:
-    key, sender = draft.options.idempotency_key, draft.message.from_endpoint_id
-    rows = PersistentAgentMessage.objects.filter(from_endpoint_id=sender, idempotency_key=key)
-    return key is not None and rows.exists()
-
-
-def _same(earlier: Draft, key: str, mail: Mail) -> PersistentAgentMessage:
-    """The message with the same key in this call. Raises IdempotencyConflict when it says other things."""
+def _check_same_here(earlier: Draft, mail: Mail) -> None:
     if earlier.mail.content_hash() != mail.content_hash():
-        raise reused_key(key, "another message of the same call")
-    return earlier.message
+        raise reused_key(str(earlier.options.idempotency_key), "another message of the same call")
+
+
+def _key(sender: PersistentAgentCommsEndpoint, new: NewMail) -> Key | None:
+    return None if new.options.idempotency_key is None else (sender.pk, new.options.idempotency_key)
 
 
 def _sender_key(sender: PersistentAgentCommsEndpoint | str) -> str:
@@ -125,19 +184,19 @@ def _senders(mails: Sequence[NewMail]) -> dict[str, PersistentAgentCommsEndpoint
     texts = {new.from_endpoint for new in mails if isinstance(new.from_endpoint, str)}
     named = set(filter(str.isprintable, texts))
     given = {new.from_endpoint.pk for new in mails if not isinstance(new.from_endpoint, str)}
-    endpoints = PersistentAgentCommsEndpoint.objects.select_related(
-        "owner_agent__user", "email_meta", "agentemailaccount"
-    ).filter(owner_agent__isnull=False, channel=CommsChannel.EMAIL)
-    by_address = {found.address: found for found in endpoints.filter(address__in=map(normalise, named))}
-    found = {name: by_address[normalise(name)] for name in named if normalise(name) in by_address}
+    endpoints = ready_senders().filter(owner_agent__isnull=False, channel=CommsChannel.EMAIL)
+    found = {}
+    if named:
+        # By the expression that is indexed.
+        rows = endpoints.annotate(lower=Lower("address")).filter(lower__in=set(map(normalise, named)))
+        by_address = {endpoint.address: endpoint for endpoint in rows}
+        found = {name: by_address[normalise(name)] for name in named if normalise(name) in by_address}
     if given:
         found |= {str(endpoint.pk): endpoint for endpoint in endpoints.filter(pk__in=given)}
     return found
 
 
-def _sender(
-    new: NewMail, senders: Mapping[str, PersistentAgentCommsEndpoint]
-) -> PersistentAgentCommsEndpoint:
+def _sender(new: NewMail, senders: Senders) -> PersistentAgentCommsEndpoint:
     name = _sender_key(new.from_endpoint)
     if name not in senders:
         reason = f"no agent owns the e-mail address {name[:80]!a}"
@@ -145,12 +204,19 @@ def _sender(
     return senders[name]
 
 
-def _checked(new: NewMail, endpoint: PersistentAgentCommsEndpoint) -> Mail:
-    check_options(new.options, timezone.now())
+def _checked(new: NewMail, senders: Senders, now: datetime) -> Mail | InvalidMail:
+    try:
+        check_options(new.options, now)
+        return _mail(new, _sender(new, senders))
+    except InvalidMail as problem:
+        return problem
+
+
+def _mail(new: NewMail, endpoint: PersistentAgentCommsEndpoint) -> Mail:
     in_reply_to, references = _thread(new.in_reply_to)
     headers = dict(new.headers)
     reply_to = next((headers.pop(name) for name in list(headers) if name.lower() == "reply-to"), "")
-    mail = Mail(
+    return Mail(
         from_name=endpoint.display_name,
         from_address=addresses("from", endpoint.address)[0],
         to=addresses("to", new.to),
@@ -160,12 +226,10 @@ def _checked(new: NewMail, endpoint: PersistentAgentCommsEndpoint) -> Mail:
         body=storable(new.body),
         in_reply_to=in_reply_to,
         references=references,
-        reply_to=one_line(reply_to),
+        reply_to=one_line(reply_to) if reply_to else "",
         headers=check_headers(headers),
         attachments=new.attachments,
     )
-    check_recipients(endpoint, mail)
-    return mail
 
 
 def storable(text: str) -> str:
@@ -177,72 +241,69 @@ def _thread(parent: PersistentAgentMessage | str | None) -> tuple[str, tuple[str
     return reply_headers(parent) if isinstance(parent, str) else reply_ids(parent)
 
 
-def _message(new: NewMail, mail: Mail, endpoint: PersistentAgentCommsEndpoint) -> PersistentAgentMessage:
+def _message(
+    new: NewMail, mail: Mail, endpoint: PersistentAgentCommsEndpoint, now: datetime
+) -> PersistentAgentMessage:
     return PersistentAgentMessage(
+        timestamp=now,
         from_endpoint=endpoint,
         parent=new.in_reply_to if isinstance(new.in_reply_to, PersistentAgentMessage) else None,
-        subject=mail.subject,
         body=mail.body,
         raw_payload={"headers": dict(mail.headers), "reply_to": mail.reply_to},
     )
 
 
-def _store(drafts: Sequence[Draft]) -> None:
+def _store(drafts: Sequence[Draft], now: datetime) -> None:
     with transaction.atomic():
-        endpoints = _recipient_endpoints(drafts)
+        contacts = _contacts(drafts)
         for draft in drafts:
-            draft.message.to_endpoint = endpoints[normalise(draft.mail.to[0])] if draft.mail.to else None
-        PersistentAgentMessage.objects.bulk_create([draft.message for draft in drafts])
-        _link(drafts, endpoints)
+            to = draft.mail.to
+            draft.message.to_endpoint_id = contacts[normalise(to[0])] if to else None
+        submit(drafts, now)
+        _link(drafts, contacts)
         _keep_attachments(drafts)
-        submit(drafts)
 
 
-def _recipient_endpoints(drafts: Sequence[Draft]) -> dict[str, PersistentAgentCommsEndpoint]:
+def _contacts(drafts: Sequence[Draft]) -> dict[str, uuid.UUID]:
     """An outside endpoint for every recipient, those that are missing made in one statement."""
     wanted = {normalise(address) for draft in drafts for address, _ in draft.mail.recipients}
-    outside = PersistentAgentCommsEndpoint.objects.filter(
-        channel=CommsChannel.EMAIL, owner_agent__isnull=True, address__in=wanted
+    found = _known_contacts(wanted)
+    missing = sorted(wanted - found.keys())
+    if not missing:
+        return found
+    made = {address: uuid.uuid4() for address in missing}
+    rows = [(key, CommsChannel.EMAIL.value, address) for address, key in made.items()]
+    if insert_missing(PersistentAgentCommsEndpoint, ("id", "channel", "address"), rows) == len(rows):
+        return found | made
+    return found | _known_contacts(set(missing))
+
+
+def _known_contacts(wanted: Set[str]) -> dict[str, uuid.UUID]:
+    # By the expression that is indexed: stored addresses are in lower case.
+    outside = PersistentAgentCommsEndpoint.objects.annotate(lower=Lower("address")).filter(
+        channel=CommsChannel.EMAIL, owner_agent__isnull=True, lower__in=wanted
     )
-    found = {endpoint.address: endpoint for endpoint in outside}
-    missing = wanted - set(found)
-    if missing:
-        PersistentAgentCommsEndpoint.objects.bulk_create(
-            [
-                PersistentAgentCommsEndpoint(channel=CommsChannel.EMAIL, address=address)
-                for address in sorted(missing)
-            ],
-            ignore_conflicts=True,
-        )
-        found = {endpoint.address: endpoint for endpoint in outside.all()}
-    return found
+    return dict(outside.order_by().values_list("address", "pk"))
 
 
-def _link(drafts: Sequence[Draft], endpoints: Mapping[str, PersistentAgentCommsEndpoint]) -> None:
+def _link(drafts: Sequence[Draft], contacts: Mapping[str, uuid.UUID]) -> None:
     """The Cc and Bcc endpoints of all messages, in at most two statements."""
-    for name in ("cc", "bcc"):
-        through = getattr(PersistentAgentMessage, f"{name}_endpoints").through
+    for kind in ("cc", "bcc"):
+        through = getattr(PersistentAgentMessage, f"{kind}_endpoints").through
         links = [
-            through(
-                persistentagentmessage_id=draft.message.pk,
-                persistentagentcommsendpoint_id=endpoints[normalise(address)].pk,
-            )
+            (draft.message.pk, contacts[normalise(address)])
             for draft in drafts
-            for address in dict.fromkeys(map(normalise, getattr(draft.mail, name)))
+            for address in dict.fromkeys(map(normalise, getattr(draft.mail, kind)))
         ]
-        through.objects.bulk_create(links, ignore_conflicts=True)
+        insert_rows(through, ("persistentagentmessage_id", "persistentagentcommsendpoint_id"), links)
 
 
 def _keep_attachments(drafts: Sequence[Draft]) -> None:
     """What is attached, as rows; the bytes themselves are in the frozen message."""
-    PersistentAgentMessageAttachment.objects.bulk_create(
-        PersistentAgentMessageAttachment(
-            message=draft.message,
-            filename=file.filename,
-            content_type=file.content_type,
-            content_id=file.content_id,
-            file_size=file.size_bytes,
-        )
+    rows = [
+        (uuid.uuid4(), draft.message.pk, file.filename, file.content_type, file.content_id, file.size_bytes)
         for draft in drafts
         for file in draft.mail.attachments
-    )
+    ]
+    names = ("id", "message_id", "filename", "content_type", "content_id", "file_size")
+    insert_rows(PersistentAgentMessageAttachment, names, rows)
