@@ -42,6 +42,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help="where to write the report as JSON")
     parser.add_argument("--keep", type=Path, help="a directory for logs and journals that stays")
     parser.add_argument("--peers", action="store_true", help="compare with other ways of sending mail")
+    parser.add_argument("--only", default="", help="with --peers: these alone, by their names in compare.py")
     return parser.parse_args()
 
 
@@ -69,9 +70,9 @@ def _run(given: argparse.Namespace, directory: Path) -> Report:
 def main() -> int:
     given = _arguments()
     if given.peers:
-        from tests.chaos.peers import compare
+        from tests.chaos.peers.compare import compare
 
-        return compare(given.mails, given.seed, given.report)
+        return compare(given.mails, given.seed, given.report, given.only)
     directory = given.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
     try:

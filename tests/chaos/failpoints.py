@@ -1,6 +1,7 @@
-"""Dying at an exact place: included by a worker under test, which then kills itself there, once.
+"""Dying at places that only code can name: included by a worker under test, which then kills itself, once.
 
-`FAILPOINT` names the place, `FAILPOINT_FLAG` a file that says it has happened already.
+`FAILPOINT` names the place, `FAILPOINT_FLAG` a file that says it has happened already. Every other place is
+seen by the server at the other end, which needs nothing of this.
 """
 
 import os
@@ -8,13 +9,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from gobii_email.adapters.smtp_session import SmtpSession
-from gobii_email.domain.smtp_replies import Stage
-from gobii_email.services import deliver
-from gobii_email.services.lease import Lease
-
 WHERE = os.environ.get("FAILPOINT", "")
 FLAG = Path(os.environ.get("FAILPOINT_FLAG", "/nonexistent"))
+PLACES = ("claimed", "before_mark", "marked", "before_settlement")
 
 
 def die_at(place: str) -> None:
@@ -24,33 +21,30 @@ def die_at(place: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-_reached, _mark, _send, _settle = Lease.reached, Lease.mark, SmtpSession.send, deliver.settle
+def install() -> None:
+    from gobii_email.domain.smtp_replies import Stage
+    from gobii_email.services import deliver
+    from gobii_email.services.lease import Lease
+
+    reached, mark, settle = Lease.reached, Lease.mark, deliver.settle
+
+    def dying_reached(self: Lease, stage: Stage) -> None:
+        if stage is Stage.CONNECT:
+            die_at("claimed")
+        reached(self, stage)
+
+    def dying_mark(self: Lease) -> None:
+        die_at("before_mark")
+        mark(self)
+        die_at("marked")
+
+    def dying_settle(*arguments: Any, **named: Any) -> bool:
+        die_at("before_settlement")
+        return settle(*arguments, **named)
+
+    Lease.reached, Lease.mark = dying_reached, dying_mark  # type: ignore[method-assign]
+    deliver.settle = dying_settle
 
 
-def reached(self: Lease, stage: Stage) -> None:
-    if stage is Stage.CONNECT:
-        die_at("before_connect")
-    _reached(self, stage)
-    die_at(f"before_{stage}")
-
-
-def mark(self: Lease) -> None:
-    die_at("between_body_and_mark")
-    _mark(self)
-    die_at("between_mark_and_dot")
-
-
-def send(self: SmtpSession, data: Any) -> None:
-    _send(self, data)
-    if bytes(data if isinstance(data, (bytes, bytearray, memoryview)) else data.encode()) == b".\r\n":
-        die_at("after_dot")
-
-
-def settle(*arguments: Any, **named: Any) -> bool:
-    die_at("after_250")
-    return _settle(*arguments, **named)
-
-
-Lease.reached, Lease.mark = reached, mark  # type: ignore[method-assign]
-SmtpSession.send = send  # type: ignore[method-assign]
-deliver.settle = settle
+if WHERE:
+    install()

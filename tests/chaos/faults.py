@@ -1,4 +1,4 @@
-"""What can go wrong, each by a name: a function that does it to a plant and returns when it is over.
+"""What can go wrong, each by a name: a function that does it to an arena and returns when it is over.
 
 The server's faults strike by stage; deaths of workers are the server's too, since it alone knows which
 connection stands where. Nothing here needs a hook in the service's code.
@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import redis
 
-from gobii_email.adapters.celery_queue import SEND_QUEUE
 from gobii_email.testing.oracle import Rule, Trap
 from gobii_email.testing.stack import Process
+from tests.chaos.arena import Arena
 from tests.chaos.plant import LEASE_SECONDS, Plant
 
 STRIKES_WITHIN_SECONDS = 10.0
@@ -41,25 +42,25 @@ class Fault:
     """`act` answers whether it struck; `needs` names the database that alone can suffer it."""
 
     name: str
-    act: Callable[[Plant, random.Random], bool]
+    act: Callable[[Any, random.Random], bool]
     needs: str = ""
 
 
 def _server_rule(stage: str, do: str, reply: str = "", seconds: float = 5.0) -> Callable[..., bool]:
-    def act(plant: Plant, chance: random.Random) -> bool:
+    def act(arena: Arena, chance: random.Random) -> bool:
         rule = Rule(stage, do, reply, seconds=seconds, times=chance.choice([1, 2, 4]), name=f"{do}:{stage}")
-        plant.oracle.set_rules(rule)
-        return _wait_for_strikes(plant, rule, rule.times or 1)
+        arena.oracle.set_rules(rule)
+        return _wait_for_strikes(arena, rule, rule.times or 1)
 
     return act
 
 
-def _wait_for_strikes(plant: Plant, rule: Rule, times: int) -> bool:
+def _wait_for_strikes(arena: Arena, rule: Rule, times: int) -> bool:
     began = time.time()
     deadline = began + STRIKES_WITHIN_SECONDS
     while time.time() < deadline:
         struck = [
-            line for line in plant.oracle.noted("fault") if line["rule"] == rule.name and line["at"] >= began
+            line for line in arena.oracle.noted("fault") if line["rule"] == rule.name and line["at"] >= began
         ]
         if len(struck) >= times:
             time.sleep(rule.seconds if rule.do in {"late", "stall"} else 0)
@@ -69,16 +70,16 @@ def _wait_for_strikes(plant: Plant, rule: Rule, times: int) -> bool:
 
 
 def _kill_at(stage: str) -> Callable[..., bool]:
-    def act(plant: Plant, chance: random.Random) -> bool:
+    def act(arena: Arena, chance: random.Random) -> bool:
         def kill(trap: Trap, worker: Process) -> None:
             worker.kill()
 
-        return _worker_trap(plant, Rule(stage, "trap", skip=chance.randrange(6), name=f"kill:{stage}"), kill)
+        return _worker_trap(arena, Rule(stage, "trap", skip=chance.randrange(6), name=f"kill:{stage}"), kill)
 
     return act
 
 
-def _worker_trap(plant: Plant, rule: Rule, end: Callable[[Trap, Process], None]) -> bool:
+def _worker_trap(arena: Arena, rule: Rule, end: Callable[[Trap, Process], None]) -> bool:
     """Springs `rule` once and replaces the worker that `end` has ended."""
     struck: list[Process] = []
 
@@ -86,15 +87,14 @@ def _worker_trap(plant: Plant, rule: Rule, end: Callable[[Trap, Process], None])
         end(trap, worker)
         struck.append(worker)
 
-    with plant.trapping(rule, act) as done:
-        done.wait(STRIKES_WITHIN_SECONDS)
-    plant.oracle.set_rules()
+    arena.trap(rule, act).wait(STRIKES_WITHIN_SECONDS)
+    arena.oracle.set_rules()
     for worker in struck:
-        plant.replace(worker)
+        arena.replace(worker)
     return bool(struck)
 
 
-def _freeze_past_the_lease(plant: Plant, chance: random.Random) -> bool:
+def _freeze_past_the_lease(arena: Arena, chance: random.Random) -> bool:
     """SIGSTOP until others have taken its mail over, then SIGCONT: a dead man who comes back."""
     frozen: list[Process] = []
     stage = chance.choice(["rcpt", "before_dot", "dot", "after_dot"])
@@ -103,28 +103,27 @@ def _freeze_past_the_lease(plant: Plant, chance: random.Random) -> bool:
         worker.freeze()
         frozen.append(worker)
 
-    with plant.trapping(Rule(stage, "trap", name="freeze"), freeze) as done:
-        done.wait(STRIKES_WITHIN_SECONDS)
-    plant.oracle.set_rules()
+    arena.trap(Rule(stage, "trap", name="freeze"), freeze).wait(STRIKES_WITHIN_SECONDS)
+    arena.oracle.set_rules()
     time.sleep(LEASE_SECONDS * 2)
     for worker in frozen:
         worker.thaw()
     return bool(frozen)
 
 
-def _terminate_under_load(plant: Plant, chance: random.Random) -> bool:
-    worker = chance.choice(plant.workers)
+def _terminate_under_load(arena: Arena, chance: random.Random) -> bool:
+    worker = chance.choice(arena.workers)
     ended = threading.Thread(target=worker.stop)
     ended.start()
     ended.join()
-    plant.replace(worker)
+    arena.replace(worker)
     return True
 
 
-def _kill_any(plant: Plant, chance: random.Random) -> bool:
-    worker = chance.choice(plant.workers)
+def _kill_any(arena: Arena, chance: random.Random) -> bool:
+    worker = chance.choice(arena.workers)
     worker.kill()
-    plant.replace(worker)
+    arena.replace(worker)
     return True
 
 
@@ -136,42 +135,44 @@ def _kill_dispatcher(plant: Plant, chance: random.Random) -> bool:
     return True
 
 
-def _flush_redis(plant: Plant, chance: random.Random) -> bool:
-    plant.redis().flushall()
+def _flush_redis(arena: Arena, chance: random.Random) -> bool:
+    arena.redis().flushall()
     return True
 
 
-def _lose_redis(plant: Plant, chance: random.Random) -> bool:
+def _lose_redis(arena: Arena, chance: random.Random) -> bool:
     """Killed, and its file with it."""
-    plant.valkey.kill()
-    for path in plant.valkey.directory.glob("appendonlydir/*"):
+    arena.valkey.kill()
+    for path in arena.valkey.directory.glob("appendonlydir/*"):
         path.unlink()
     time.sleep(chance.uniform(0, 1.5))
-    plant.valkey.start()
+    arena.valkey.start()
     return True
 
 
-def _restart_redis(plant: Plant, chance: random.Random) -> bool:
+def _restart_redis(arena: Arena, chance: random.Random) -> bool:
     """Killed, and back with everything it had written."""
-    plant.valkey.kill()
+    arena.valkey.kill()
     time.sleep(chance.uniform(0, 1.5))
-    plant.valkey.start()
+    arena.valkey.start()
     return True
 
 
-def _with_hints(change: Callable[["redis.Redis", list[bytes]], None], seconds: float) -> Callable[..., bool]:
+def _with_hints(
+    change: Callable[["redis.Redis", str, list[bytes]], None], seconds: float
+) -> Callable[..., bool]:
     """Applies `change` to the hints that are popped from the queue, again and again for `seconds`."""
 
-    def act(plant: Plant, chance: random.Random) -> bool:
-        client, struck = plant.redis(), 0
+    def act(arena: Arena, chance: random.Random) -> bool:
+        client, struck = arena.redis(), 0
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
                 # Beside the workers, who wait at the same end: some hints are theirs, some ours.
-                found = client.blpop([SEND_QUEUE], timeout=0.2)
+                found = client.blpop([arena.queue], timeout=0.2)
                 if found:
                     struck += 1
-                    change(client, [found[1]])
+                    change(client, arena.queue, [found[1]])
             except redis.RedisError:
                 time.sleep(0.1)
         return struck > 0
@@ -179,28 +180,28 @@ def _with_hints(change: Callable[["redis.Redis", list[bytes]], None], seconds: f
     return act
 
 
-def _double(client: "redis.Redis", hints: list[bytes]) -> None:
-    client.lpush(SEND_QUEUE, *hints, *hints, *hints)
+def _double(client: "redis.Redis", queue: str, hints: list[bytes]) -> None:
+    client.lpush(queue, *hints, *hints, *hints)
 
 
-def _delay(client: "redis.Redis", hints: list[bytes]) -> None:
+def _delay(client: "redis.Redis", queue: str, hints: list[bytes]) -> None:
     def later() -> None:
         try:
-            client.lpush(SEND_QUEUE, *hints)
+            client.lpush(queue, *hints)
         except redis.RedisError:
             return
 
     threading.Timer(1.5, later).start()
 
 
-def _lose(client: "redis.Redis", hints: list[bytes]) -> None:
+def _lose(client: "redis.Redis", queue: str, hints: list[bytes]) -> None:
     return None
 
 
 def _restart_postgres(*, immediate: bool) -> Callable[..., bool]:
-    def act(plant: Plant, chance: random.Random) -> bool:
-        assert plant.postgres is not None
-        plant.postgres.restart(immediate=immediate)
+    def act(arena: Arena, chance: random.Random) -> bool:
+        assert arena.postgres is not None
+        arena.postgres.restart(immediate=immediate)
         return True
 
     return act
@@ -240,8 +241,8 @@ FAULTS: dict[str, Fault] = {
         Fault("hints:lost", _with_hints(_lose, 2)),
         Fault("postgres:fast", _restart_postgres(immediate=False), needs="postgresql"),
         Fault("postgres:immediate", _restart_postgres(immediate=True), needs="postgresql"),
-        Fault("clock:forward", _step_clock(120)),
-        Fault("clock:back", _step_clock(-120)),
+        Fault("clock:forward", _step_clock(15)),
+        Fault("clock:back", _step_clock(-15)),
     ]
 }
 

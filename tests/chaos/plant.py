@@ -1,32 +1,24 @@
-"""A whole service under test: real workers, dispatchers, broker and database, and the oracle outside.
+"""A whole service under test: real workers, dispatchers, broker and database, and the server outside.
 
-Starts and replaces what the faults end, knows which worker is behind a connection, and reads the rows without
-the service's own code. What goes wrong, and when, is decided in faults.
+Connects the accounts, starts and replaces what the faults end, and reads the rows without the service's own
+code. What goes wrong, and when, is decided in faults.
 """
 
-import contextlib
 import json
-import os
-import sqlite3
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Any
 
-import redis
-
+from gobii_email.adapters.celery_queue import SEND_QUEUE
 from gobii_email.testing.certificates import ThrowAwayAuthority
-from gobii_email.testing.oracle import Oracle, Rule, Trap, process_behind
+from gobii_email.testing.oracle import Oracle
 from gobii_email.testing.postgres import EmbeddedPostgres
 from gobii_email.testing.stack import Process, Stack, eventually
-from gobii_email.testing.valkey import EmbeddedValkey
+from tests.chaos.arena import PASSWORD, Arena, Database, fresh_database
 from tests.chaos.books import SETTLED, Rows
 
 LEASE_SECONDS = 3.0
-PASSWORD = "chaos-pässwörd"
 WIDE_OPEN = {"per_minute": 1_000_000_000, "per_hour": 1_000_000_000, "per_day": 1_000_000_000}
 REUSING = WIDE_OPEN | {"max_connections": 8, "messages_per_connection": 20, "pool_ttl": 5}
 SINGLE = WIDE_OPEN | {"max_connections": 8, "messages_per_connection": 1}
@@ -51,38 +43,21 @@ _OPEN = "SELECT latest_status, count(*) FROM gobii_email_persistentagentmessage 
 _HELD = "SELECT id, lease_token FROM gobii_email_outboundmessageattempt WHERE status = 'sending'"
 
 
-class Database:
-    """Reads the service's rows as they are, whichever database they are in."""
+class Plant(Arena):
+    """Use as a context manager. `database` is "sqlite" or "postgresql".
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    The PostgreSQL server is the plant's own, unless `server` is given: then a fresh database there is used,
+    and nothing may be done to the server.
+    """
 
-    def rows(self, statement: str) -> list[tuple[Any, ...]]:
-        """Asked again while the database is away."""
-        return eventually(lambda: [self._rows(statement)], seconds=30)[0]  # type: ignore[no-any-return]
-
-    def _rows(self, statement: str) -> list[tuple[Any, ...]]:
-        parts = urlsplit(self._url)
-        if parts.scheme == "sqlite":
-            with contextlib.closing(sqlite3.connect(parts.path[1:], timeout=20)) as connection:
-                return connection.execute(statement).fetchall()
-        import psycopg
-
-        for _ in range(100):
-            with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self._url) as connected:
-                return connected.execute(statement).fetchall()  # type: ignore[arg-type]
-            time.sleep(0.1)
-        raise TimeoutError("the database does not come back")
-
-
-class Plant:
-    """Use as a context manager. `database` is "sqlite" or "postgresql", whose server is the plant's own."""
+    queue = SEND_QUEUE
 
     def __init__(
         self,
         directory: Path,
         *,
         database: str = "sqlite",
+        server: EmbeddedPostgres | None = None,
         accounts: int = 10,
         workers: int = 2,
         threads: int = 4,
@@ -90,51 +65,28 @@ class Plant:
         beats: int = 0,
         seed: int = 0,
         env: Mapping[str, str] | None = None,
-        worker_options: Sequence[str] = (),
     ) -> None:
-        self.directory = directory
         self.authority = ThrowAwayAuthority(directory)
         certificate = directory / "oracle.pem"
         self.authority.good_certificate().private_key_and_cert_chain_pem.write_to_path(str(certificate))
-        self.oracle = Oracle(directory, ports=accounts, certificate=certificate, password=PASSWORD, seed=seed)
-        self.oracle.on_trap = self._caught
-        self.valkey = EmbeddedValkey(persistent=True)
-        self.postgres = EmbeddedPostgres(own=True) if database == "postgresql" else None
+        oracle = Oracle(directory, ports=accounts, certificate=certificate, password=PASSWORD, seed=seed)
+        own_server = database == "postgresql" and server is None
+        super().__init__(directory, oracle, EmbeddedPostgres(own=True) if own_server else None)
+        self._server = server
         self.senders = [f"agent{number}@sender.example" for number in range(accounts)]
         self.clock = directory / "clock"
-        self.submissions = directory / "submissions.ndjson"
-        self.on_trap: dict[str, Callable[[Trap, Process], None]] = {}
-        self.workers: list[Process] = []
         self.dispatchers: list[Process] = []
         self._given = dict(env or {})
-        self._counts = (workers, threads, dispatchers, beats)
-        self._worker_options = tuple(worker_options)
-        self._seed = seed
-        self._lock = threading.Lock()
-        self._opened = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self._opened.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-    def _start(self) -> None:
-        self._opened.enter_context(self.oracle)
-        if self.postgres is not None:
-            self._opened.enter_context(self.postgres)
-        database_url = None if self.postgres is None else self.postgres.url
-        self.stack = Stack(self.directory, database_url, self._environment(), broker=self.valkey)
-        self._opened.enter_context(self.stack)
-        self.database = Database(database_url or f"sqlite:///{self.directory / 'stack.sqlite3'}")
-        self._connect_accounts()
-        workers, threads, dispatchers, beats = self._counts
+        self._counts = (workers, dispatchers, beats)
         self._threads = threads
+
+    def _open(self) -> None:
+        url = self._database_url()
+        self.stack = Stack(self.directory, url, self._environment(), broker=self.valkey)
+        self._opened.enter_context(self.stack)
+        self.database = Database(url)
+        self._connect_accounts()
+        workers, dispatchers, beats = self._counts
         for _ in range(workers):
             self.start_worker()
         for _ in range(dispatchers):
@@ -143,6 +95,13 @@ class Plant:
             schedule = str(self.directory / f"beat{number}")
             command = [sys.executable, "-m", "celery", "-A", "worker", "beat", "-s", schedule]
             self.stack.start_process(f"beat{number}", command)
+
+    def _database_url(self) -> str:
+        if self._server is not None:
+            return fresh_database(self._server)
+        if self.postgres is not None:
+            return self.postgres.url
+        return f"sqlite:///{self.directory / 'stack.sqlite3'}"
 
     def _environment(self) -> dict[str, str]:
         settings = {
@@ -163,7 +122,7 @@ class Plant:
             "GOBII_DEADLINE_DOT": "6s",
             "GOBII_DOUBT_RESEND_AFTER": "5s",
         }
-        if self.postgres is not None:
+        if self.postgres or self._server:
             settings["GOBII_DB_POOL"] = "8"
         return settings | self._given
 
@@ -182,9 +141,13 @@ class Plant:
             paths.append(str(path))
         self.stack.python(_APPLY, input=json.dumps(paths))
 
-    def start_worker(self, *, wait: bool = True) -> Process:
+    def start_worker(
+        self, *, threads: int | None = None, wait: bool = True, options: Sequence[str] = (), **env: str
+    ) -> Process:
         with self._lock:
-            worker = self.stack.start_worker(self._threads, options=self._worker_options, wait=wait)
+            worker = self.stack.start_worker(
+                threads or self._threads, extra_env=env, options=tuple(options), wait=wait
+            )
             self.workers.append(worker)
         return worker
 
@@ -193,14 +156,6 @@ class Plant:
             dispatcher = self.stack.start_dispatcher()
             self.dispatchers.append(dispatcher)
         return dispatcher
-
-    def replace(self, worker: Process) -> None:
-        """Starts another worker in the place of `worker`, which has ended."""
-        self.workers.remove(worker)
-        self.start_worker(wait=False)
-
-    def ready_workers(self) -> list[Process]:
-        return [one for one in self.workers if one.is_running and "worker.ready" in one.output()]
 
     def submit(self, mails: int, *, per_second: float, seed: int, big_share: float = 0.03) -> Process:
         """Starts the agent runtime; it ends when all `mails` have been accepted."""
@@ -215,27 +170,26 @@ class Plant:
         command += ["--per-second", str(per_second), "--seed", str(seed), "--big-share", str(big_share)]
         return self.stack.start_process("submitter", [*command, *self.senders])
 
-    def redis(self) -> "redis.Redis":
-        return redis.Redis.from_url(self.valkey.url, socket_timeout=5)
+    def send(self, **mail: Any) -> str:
+        """Submits one mail from the first account; its id in the books' spelling."""
+        facts = {"from_endpoint": self.senders[0], "to": "to@rcpt.example", "subject": "one", "body": "Hello"}
+        return _hex(self.stack.send(facts | mail)[0])
 
-    def _caught(self, trap: Trap) -> None:
-        groups = {worker.pid: worker for worker in self.workers}
-        pid = process_behind(trap.peer, groups)
-        if pid is not None and trap.name in self.on_trap:
-            self.on_trap[trap.name](trap, groups[os.getpgid(pid)])
+    def copies(self, message_id: str) -> int:
+        """How often the server took this message, by its own journal."""
+        rfc_message_id = self.rows().messages[message_id]["rfc_message_id"]
+        return sum(line["message_id"] == rfc_message_id for line in self.oracle.noted("copy"))
 
-    @contextlib.contextmanager
-    def trapping(self, rule: Rule, act: Callable[[Trap, Process], None]) -> Iterator[threading.Event]:
-        """Springs `rule` once on some connection, with `act`; the event is set when that is done."""
-        done = threading.Event()
+    def history(self, message_id: str) -> list[str]:
+        """The statuses of its attempts, in order."""
+        mine = [row for row in self.rows().attempts.values() if row["message_id"] == message_id]
+        return [row["status"] for row in sorted(mine, key=lambda row: row["number"])]
 
-        def caught(trap: Trap, worker: Process) -> None:
-            act(trap, worker)
-            done.set()
-
-        self.on_trap[rule.name] = caught
-        self.oracle.add_rule(rule)
-        yield done
+    def wait(self, message_id: str, *statuses: str, seconds: float = 40) -> str:
+        """The message's status, once it is one of `statuses`."""
+        status = lambda: self.rows().messages[message_id]["status"]  # noqa: E731
+        eventually(lambda: status() in statuses, seconds=seconds, every=0.2)
+        return str(status())
 
     def open_messages(self) -> dict[str, int]:
         """How many messages are neither settled nor in doubt, by status."""

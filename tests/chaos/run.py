@@ -6,15 +6,23 @@ reported and never judged.
 
 import random
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from gobii_email.testing.stack import Process
+from tests.chaos.arena import Arena
 from tests.chaos.books import Books, balance
 from tests.chaos.faults import Fault
 from tests.chaos.plant import LEASE_SECONDS, Plant
 
 QUIET_SECONDS = 120.0
+Say = Callable[[str], None]
+
+
+def _silently(text: str) -> None:
+    return None
 
 
 @dataclass(slots=True)
@@ -57,22 +65,17 @@ def run(
     per_second: float,
     pause: float = 0.5,
     big_share: float = 0.03,
-    say: Any = lambda text: None,
+    repeat: bool = True,
+    say: Say = _silently,
 ) -> Report:
-    """Each of `faults` at least once, in an order that `seed` decides, again while mail is submitted."""
-    chance = random.Random(seed)
+    """Each of `faults` in an order that `seed` decides; with `repeat` again, as long as mail is submitted."""
     began = time.monotonic()
     report = Report(Books())
     submitter = plant.submit(mails, per_second=per_second, seed=seed, big_share=big_share)
-    for fault in _in_turn(faults, chance, submitter):
-        time.sleep(chance.uniform(0, pause))
-        struck = fault.act(plant, chance)
-        say(f"{time.monotonic() - began:6.1f} s  {fault.name}{'' if struck else ' (found nobody)'}")
-        if struck:
-            report.struck[fault.name] = report.struck.get(fault.name, 0) + 1
-        else:
-            report.missed.append(fault.name)
-    plant.oracle.set_rules()
+    chance = random.Random(seed)
+    report.struck, report.missed = torment(
+        plant, faults, submitter, chance, pause=pause, repeat=repeat, say=say
+    )
     last_fault = time.monotonic()
     held = plant.leases()
     report.settled_seconds = _seconds_until(lambda: not (held & plant.leases()), last_fault)
@@ -87,13 +90,42 @@ def run(
     return report
 
 
-def _in_turn(faults: list[Fault], chance: random.Random, submitter: Process) -> Any:
-    """Every fault once while mail comes in, and on from the start as long as it does."""
+def torment(
+    arena: Arena,
+    faults: list[Fault],
+    submitter: Process,
+    chance: random.Random,
+    *,
+    pause: float = 0.5,
+    repeat: bool = True,
+    say: Say = _silently,
+) -> tuple[dict[str, int], list[str]]:
+    """Does `faults` to `arena` while `submitter` runs; how often each struck, and which found nobody."""
+    began = time.monotonic()
+    struck: Counter[str] = Counter()
+    missed: list[str] = []
+    for fault in _in_turn(faults, chance, submitter, repeat=repeat):
+        time.sleep(chance.uniform(0, pause))
+        has_struck = fault.act(arena, chance)
+        say(f"{time.monotonic() - began:6.1f} s  {fault.name}{'' if has_struck else ' (found nobody)'}")
+        if has_struck:
+            struck[fault.name] += 1
+        else:
+            missed.append(fault.name)
+    arena.oracle.set_rules()
+    return dict(struck), missed
+
+
+def _in_turn(
+    faults: list[Fault], chance: random.Random, submitter: Process, *, repeat: bool
+) -> Iterator[Fault]:
     while submitter.is_running and faults:
         for fault in chance.sample(faults, len(faults)):
             if not submitter.is_running:
                 return
             yield fault
+        if not repeat:
+            return
 
 
 def _seconds_until(probe: Any, since: float) -> float:

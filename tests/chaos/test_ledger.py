@@ -1,59 +1,77 @@
-"""Many mails, workers killed at random, the broker killed and wiped: the books must balance all the same."""
-
-import random
-import time
-from collections import Counter
-from collections.abc import Callable
-from datetime import timedelta
+"""Many mails under many faults: the books must balance, and must be able not to."""
 
 import pytest
 
-from tests.chaos.conftest import Plant
+from tests.chaos.conftest import BuildPlant
+from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.run import Report, run
 
-MAILS = 60
-OVER = {"sent", "in_doubt"}
+MAILS, SEED = 200, 4711
 
-
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
-def test_nothing_is_lost_and_nothing_is_doubled(plant: Callable[..., Plant]) -> None:
-    made = plant()
-    made.server.faults.delays["DOT"] = timedelta(milliseconds=100)
-    workers = [made.stack.start_worker(concurrency=4) for _ in range(2)]
-    made.stack.start_dispatcher()
-    made.send(MAILS)
-    chance = random.Random(4711)  # noqa: S311
-    for round_number in range(4):
-        time.sleep(chance.uniform(0.2, 1.0))
-        workers.pop(0).kill()
-        if round_number == 1:
-            made.stack.valkey.kill()
-            made.stack.valkey.start()
-        workers.append(made.stack.start_worker(concurrency=4))
-
-    deadline = time.monotonic() + 60
-    while set((statuses := made.statuses()).values()) - OVER:
-        assert time.monotonic() < deadline, Counter(statuses.values())
-        time.sleep(0.5)
-
-    accepted = made.accepted()
-    assert len(statuses) == MAILS
-    assert max(accepted.values()) == 1, "a mail was doubled"
-    lost = [message for message, status in statuses.items() if status == "sent" and not accepted[message]]
-    assert lost == [], "sent, says the database, and no server has it"
-    unknown = set(accepted) - set(statuses)
-    assert unknown == set()
-    print(f"{Counter(statuses.values())}, accepted by the server: {sum(accepted.values())}")
+ON_SQLITE = (
+    "kill:body",
+    "kill:after_dot",
+    "freeze",
+    "reset:dot",
+    "4xx:dot",
+    "5xx:rcpt",
+    "sigterm",
+    "redis:lost",
+    "hints:lost",
+    "clock:forward",
+)
+ON_POSTGRESQL = (
+    "kill:mail",
+    "kill:replied",
+    "kill:dot",
+    "reset:rcpt",
+    "4xx:rcpt",
+    "late:after_dot",
+    "postgres:immediate",
+    "postgres:fast",
+    "redis:flush",
+    "hints:doubled",
+)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_mail_submitted_while_the_broker_is_away_goes_out_when_it_is_back(
-    plant: Callable[..., Plant],
+def named(names: tuple[str, ...]) -> list[Fault]:
+    return [FAULTS[name] for name in names]
+
+
+@pytest.mark.parametrize(("database", "names"), [("sqlite", ON_SQLITE), ("postgresql", ON_POSTGRESQL)])
+def test_nothing_is_lost_and_nothing_is_doubled(
+    build_plant: BuildPlant, database: str, names: tuple[str, ...]
 ) -> None:
-    made = plant()
-    made.stack.start_worker(concurrency=2)
-    made.stack.start_dispatcher()
-    made.stack.valkey.kill()
-    (message,) = made.send()
-    assert made.status(message)["status"] == "queued"
-    made.stack.valkey.start()
-    assert made.copies(made.wait(message, "sent")) == 1
+    plant = build_plant(database, own_server=True, accounts=6, seed=SEED)
+    report = run(plant, named(names), mails=MAILS, seed=SEED, per_second=9, pause=0.2)
+    print(report.document())
+    assert report.books.violations() == []
+    assert report.books.submitted == MAILS
+    assert len(report.struck) >= len(names) - 1, f"too little went wrong: {report.missed}"
+
+
+def test_mail_submitted_while_the_broker_is_away_goes_out_when_it_is_back(build_plant: BuildPlant) -> None:
+    plant = build_plant("sqlite", accounts=1, workers=1, dispatchers=1)
+    plant.valkey.kill()
+    message = plant.send()
+    assert plant.wait(message, "queued") == "queued"
+    plant.valkey.start()
+    plant.wait(message, "sent")
+    assert plant.copies(message) == 1
+
+
+def broken_run(build_plant: BuildPlant, safety: str, *names: str) -> Report:
+    plant = build_plant("sqlite", accounts=1, env={"CHAOS_BREAK": safety})
+    return run(plant, named(names), mails=12, seed=SEED, per_second=6, pause=0, big_share=0)
+
+
+def test_without_the_mark_the_books_show_doubled_mail(build_plant: BuildPlant) -> None:
+    report = broken_run(build_plant, "mark", "kill:after_dot")
+    assert report.struck
+    assert report.books.doubled, report.document()
+
+
+def test_without_the_fence_the_books_show_doubled_mail(build_plant: BuildPlant) -> None:
+    report = broken_run(build_plant, "fence", "freeze")
+    assert report.struck
+    assert report.books.doubled, report.document()
