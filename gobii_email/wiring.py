@@ -6,8 +6,8 @@ from django.core.signals import setting_changed
 
 from gobii_email.adapters.celery_queue import CeleryDoorbell
 from gobii_email.adapters.dialer import DialPolicy
-from gobii_email.adapters.open_limiter import OpenLimiter
 from gobii_email.adapters.postmark import PostmarkTransport
+from gobii_email.adapters.redis_limiter import RedisLimiter
 from gobii_email.adapters.simulation import SimulationTransport
 from gobii_email.adapters.smtp import Deadlines, SmtpTransport
 from gobii_email.conf import config
@@ -19,7 +19,10 @@ from gobii_email.ports import Doorbell, Limiter, MailTransport
 def doorbell() -> Doorbell:
     settings = config()
     return CeleryDoorbell(
-        settings.broker_url, hint_lifetime=settings.hint_lifetime, breaker_pause=settings.breaker_pause
+        settings.broker_url,
+        settings.redis_url,
+        hint_lifetime=settings.hint_lifetime,
+        breaker_pause=settings.breaker_pause,
     )
 
 
@@ -43,7 +46,7 @@ def smtp_transport() -> SmtpTransport:
 
 @lru_cache(maxsize=1)
 def limiter() -> Limiter:
-    return OpenLimiter()
+    return RedisLimiter(config().redis_url)
 
 
 def transport(provider: Provider) -> MailTransport:

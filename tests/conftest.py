@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fakeredis import FakeRedis
 
 from gobii_email import wiring
+from gobii_email.adapters.redis_limiter import RedisLimiter
 from gobii_email.conf import config
 from gobii_email.models import (
     AgentEmailAccount,
@@ -43,8 +45,8 @@ class RecordingDoorbell:
     def __init__(self) -> None:
         self.rung: list[str] = []
 
-    def ring(self, attempt_ids: Any) -> bool:
-        self.rung += attempt_ids
+    def ring(self, hints: Any, *, once: bool = False) -> bool:
+        self.rung += [hint.attempt_id for hint in hints]
         return True
 
 
@@ -96,9 +98,19 @@ def deliver_all(db: None) -> Callable[[], list[str]]:
 
     def act() -> list[str]:
         queued = OutboundMessageAttempt.objects.filter(status="queued").order_by("queued_at")
-        return [deliver(str(attempt.pk), owner="test") for attempt in queued]
+        return [deliver(str(pk), owner="test") for pk in list(queued.values_list("pk", flat=True))]
 
     return act
+
+
+@pytest.fixture(autouse=True)
+def limiter(monkeypatch: pytest.MonkeyPatch) -> RedisLimiter:
+    """The real limiter, over a Redis in this process that knows nothing yet."""
+    made = RedisLimiter("redis://limiter.test")
+    made._redis = FakeRedis(decode_responses=True)
+    made._script = made._redis.register_script(made._script.script)
+    monkeypatch.setattr(wiring, "limiter", lambda: made)
+    return made
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from celery import signals
 from celery.concurrency import get_implementation
+from celery.worker import state
 from django.core.exceptions import ImproperlyConfigured
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 
@@ -16,6 +17,8 @@ from gobii_email import tracing
 from gobii_email.checks import refuse_pool_with
 from gobii_email.conf import config
 from gobii_email.logs import JsonFormatter
+from gobii_email.services.record import start_writers
+from gobii_email.services.share import shares
 
 logger = logging.getLogger("gobii_email.worker")
 
@@ -43,6 +46,22 @@ def start_worker(sender: Any = None, **_: Any) -> None:
         raise SystemExit(str(problem)) from None
     if "prefork" not in pool.__module__:
         start_tracing()
+    if "thread" in pool.__module__:
+        share_threads(sender.concurrency)
+
+
+def share_threads(threads: int) -> None:
+    """Lets turns write together, and keeps any one mail server from holding all threads."""
+    start_writers()
+    shares.threads = threads
+    # Hints that wait in this process for a thread; those at work are in both sets.
+    shares.is_anybody_waiting = lambda: len(state.reserved_requests) > len(state.active_requests)
+
+
+@signals.worker_shutting_down.connect
+def end_turns(**_: Any) -> None:
+    """A turn ends after its present mail; what it had claimed beyond that goes back to the queue."""
+    shares.is_stopping = True
 
 
 @signals.worker_process_init.connect

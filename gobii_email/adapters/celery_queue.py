@@ -1,4 +1,4 @@
-"""Waking workers through Celery: one hint an attempt, bounded in time, never an error for the caller.
+"""Waking workers through Celery: one hint a lane, bounded in time, never an error for the caller.
 
 Uses a producer of its own, never the host project's current app. A ring that is lost loses nothing: the
 dispatcher finds what is due. After a failure one caller knocks again once a pause; the others do not wait.
@@ -12,35 +12,45 @@ from collections.abc import Sequence
 from contextvars import copy_context
 from datetime import timedelta
 
+import redis
 from celery import Celery
 from opentelemetry.propagate import inject
+
+from gobii_email.ports import Hint
 
 logger = logging.getLogger(__name__)
 
 DELIVER = "gobii_email.deliver"
 SEND_QUEUE = "email.send"
 PATIENCE = timedelta(seconds=1)
+RUNG_FOR = timedelta(seconds=5)
+"""A lane whose hint nobody took within this is rung again."""
 
 
 class CeleryDoorbell:
-    """Rings `gobii_email.deliver` for attempts (`ports.Doorbell`).
+    """Rings `gobii_email.deliver` for lanes (`ports.Doorbell`).
 
     Publishes in a thread, because not everything in the way has a time limit of its own: a resolver has
-    none, nor has the queue for one of the broker client's few connections.
+    none, nor has the queue for one of the broker client's few connections. Which lanes have been rung is kept
+    in Redis under `hint_key`; whoever takes up a lane deletes that before it looks for work, so that mail
+    which comes later rings again.
     """
 
-    def __init__(self, broker_url: str, *, hint_lifetime: timedelta, breaker_pause: timedelta) -> None:
+    def __init__(
+        self, broker_url: str, redis_url: str, *, hint_lifetime: timedelta, breaker_pause: timedelta
+    ) -> None:
         self._app = producer(broker_url)
+        self._rung = redis_client(redis_url, patience=PATIENCE)
         self._lifetime = hint_lifetime.total_seconds()
         self._pause = breaker_pause.total_seconds()
         self._lock = threading.Lock()
         self._silent_until: float | None = None  # None while all is well
         self._late: threading.Thread | None = None  # still publishing when its caller had left
 
-    def ring(self, attempt_ids: Sequence[str]) -> bool:
+    def ring(self, hints: Sequence[Hint], *, once: bool = False) -> bool:
         if not self._may_knock():
             return False
-        problem = self._publish_in_time(list(attempt_ids))
+        problem = self._publish_in_time(hints, once=once)
         if problem is not None:
             logger.warning("broker.unreachable", extra={"error": type(problem).__name__})
         with self._lock:
@@ -58,12 +68,12 @@ class CeleryDoorbell:
             self._silent_until = now + self._pause
             return True
 
-    def _publish_in_time(self, attempt_ids: list[str]) -> Exception | None:
+    def _publish_in_time(self, hints: Sequence[Hint], *, once: bool) -> Exception | None:
         """What went wrong, if anything did; TimeoutError when it is not done in a second."""
         answer: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
         def publish() -> None:
-            answer.put(self._publish(attempt_ids))
+            answer.put(self._publish(hints, once=once))
 
         thread = threading.Thread(target=copy_context().run, args=(publish,), name="doorbell", daemon=True)
         try:
@@ -75,14 +85,14 @@ class CeleryDoorbell:
         except RuntimeError as no_more_threads:
             return no_more_threads
 
-    def _publish(self, attempt_ids: list[str]) -> Exception | None:
+    def _publish(self, hints: Sequence[Hint], *, once: bool) -> Exception | None:
         trace: dict[str, str] = {}
         inject(trace)  # the worker's spans join the submission's
         try:
-            for attempt_id in attempt_ids:
+            for hint in self._silent_ones(hints) if once else hints:
                 self._app.send_task(
                     DELIVER,
-                    args=[attempt_id],
+                    args=[hint.attempt_id],
                     queue=SEND_QUEUE,
                     headers=trace,
                     expires=self._lifetime,
@@ -93,6 +103,30 @@ class CeleryDoorbell:
             # Whatever a broker client raises, the caller's mail is already safe in the database.
             return problem
         return None
+
+    def _silent_ones(self, hints: Sequence[Hint]) -> list[Hint]:
+        """The hints whose lane has none under way; all of them when Redis, as no broker, cannot tell."""
+        try:
+            with self._rung.pipeline(transaction=False) as pipe:
+                for hint in hints:
+                    pipe.set(hint_key(hint.lane), "", nx=True, px=RUNG_FOR)
+                is_first = pipe.execute()
+        except redis.RedisError:
+            return list(hints)
+        return [hint for hint, first in zip(hints, is_first, strict=True) if first or not hint.lane]
+
+
+def hint_key(lane: str) -> str:
+    """The key that says a hint for `lane` is under way. The limiter's `enter` deletes it."""
+    return f"gobii:hint:{lane}"
+
+
+def redis_client(url: str, *, patience: timedelta) -> "redis.Redis":
+    """A client that never waits longer than `patience` for one answer; its connections are per process."""
+    seconds = patience.total_seconds()
+    return redis.Redis.from_url(
+        url, socket_timeout=seconds, socket_connect_timeout=seconds, socket_keepalive=True
+    )
 
 
 def producer(broker_url: str) -> Celery:

@@ -26,7 +26,8 @@ class RecipientJudgement:
 class Judgement:
     """`reading` speaks for the attempt; `hold` is the reading that asks to hold the account, if any does.
 
-    `retry_after` is the longest wait that an answer asked for.
+    `retry_after` is the longest wait that an answer asked for. `unasked` are recipients whose turn is in
+    another part of the message.
     """
 
     move: Move
@@ -34,6 +35,12 @@ class Judgement:
     recipients: Mapping[str, RecipientJudgement]
     hold: Reading | None
     retry_after: timedelta | None = None
+    unasked: tuple[str, ...] = ()
+
+    @property
+    def only_unasked(self) -> bool:
+        """Whether those to try again are just those nobody was asked about."""
+        return bool(self.unasked) and len(self.to_retry) == len(self.unasked)
 
     @property
     def to_retry(self) -> tuple[str, ...]:
@@ -48,25 +55,27 @@ class Judgement:
         return tuple(address for address, found in self.recipients.items() if found.status is status)
 
 
-def judge(outcome: Outcome, addresses: Sequence[str]) -> Judgement:
-    """Reads `outcome` for an attempt that was for `addresses`."""
+def judge(outcome: Outcome, addresses: Sequence[str], *, unasked: Sequence[str] = ()) -> Judgement:
+    """Reads `outcome` for an attempt that was for `addresses`; `unasked` ones follow in another part."""
     singled_out = {
         address: (reply, read_reply(Stage.RCPT, reply)) for address, reply in outcome.refused.items()
     }
     reading, others = _for_the_rest(outcome)
-    recipients = {
-        address: RecipientJudgement(_status(singled_out[address][1]), singled_out[address][0])
-        if address in singled_out
-        else others
-        for address in addresses
+    recipients = {address: others for address in addresses}
+    recipients |= dict.fromkeys(unasked, RecipientJudgement(RecipientStatus.DEFERRED))
+    recipients |= {
+        address: RecipientJudgement(_status(reading), reply)
+        for address, (reply, reading) in singled_out.items()
+        if address in recipients
     }
-    readings = [reading, *(found for _, found in singled_out.values())]
+    readings = [reading, *(one for _, one in singled_out.values())]
     return Judgement(
         move=_move(outcome, [found.status for found in recipients.values()]),
         reading=reading,
         recipients=recipients,
         hold=next((found for found in readings if found.hold is not None), None),
         retry_after=max((found.retry_after for found in readings if found.retry_after), default=None),
+        unasked=tuple(unasked),
     )
 
 

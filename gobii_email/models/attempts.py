@@ -5,6 +5,7 @@ nothing. Which status follows which is decided in domain/lifecycle; who calls is
 """
 
 import uuid
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -12,8 +13,9 @@ from django.db import connection, models
 from django.db.models import OuterRef, Q, Subquery, Value
 from django.db.models.functions import Cast, Concat
 
-from gobii_email.domain.lifecycle import OPEN, AttemptStatus, Move, Priority, Provider, after
-from gobii_email.models.accounts import MailHost
+from gobii_email.domain.lifecycle import OPEN, AttemptStatus, Priority, Provider
+from gobii_email.domain.quotas import LIMITS
+from gobii_email.models.accounts import AgentEmailAccount, MailHost
 from gobii_email.models.agents import PersistentAgentCommsEndpoint
 from gobii_email.models.messages import PersistentAgentMessage, choices
 
@@ -21,38 +23,46 @@ from gobii_email.models.messages import PersistentAgentMessage, choices
 class AttemptQuerySet(models.QuerySet["OutboundMessageAttempt"]):
     """The queue's statements. Each of the fenced ones answers whether it still was ours to change."""
 
-    def claim(self, attempt_id: str, *, owner: str, now: datetime, lease_until: datetime) -> uuid.UUID | None:
-        """Takes a due attempt in one statement; answers the lease token, or None when it is not to be had."""
-        token = uuid.uuid4()
-        taken = self.filter(pk=attempt_id, status=AttemptStatus.QUEUED, not_before__lte=now).update(
-            status=after(AttemptStatus.QUEUED, Move.CLAIMED),
-            lease_token=token,
-            lease_owner=owner[:128],
-            started_at=now,
-            due_at=lease_until,
-            stage="",
-            marked_at=None,
+    def origin(self, attempt_id: str) -> "Origin | None":
+        """Whose mail the attempt is, and how its account and its account's server are, in one statement."""
+        path = "from_endpoint__agentemailaccount__"
+        related = (path + "endpoint", path + "oauth_credential", "from_endpoint__lane")
+        found = self._with_host().select_related(*related).only("from_endpoint")
+        attempt = found.order_by().filter(pk=attempt_id).first()
+        if attempt is None:
+            return None
+        endpoint = attempt.from_endpoint
+        if endpoint is None:
+            return Origin(None, None, "", None)
+        return Origin(
+            endpoint.pk,
+            endpoint.owner_agent_id,
+            endpoint.address,
+            getattr(endpoint, "agentemailaccount", None),
+            attempt.host_backoff_until,
+            attempt.host_backoff_reason or "",
+            is_handed_out=hasattr(endpoint, "lane") and endpoint.lane.is_handed_out,
         )
-        return token if taken else None
 
-    def for_delivery(self, attempt_id: str) -> "OutboundMessageAttempt":
-        """The attempt with everything its delivery needs, in one statement."""
+    def _with_host(self) -> "AttemptQuerySet":
         account = "from_endpoint__agentemailaccount__"
         port = Cast(OuterRef(f"{account}smtp_port"), models.CharField())
-        name = Concat(OuterRef(f"{account}smtp_host"), Value(":"), port)
-        host = MailHost.objects.filter(name=name)
+        host = MailHost.objects.filter(name=Concat(OuterRef(f"{account}smtp_host"), Value(":"), port))
+        return self.annotate(
+            host_backoff_until=Subquery(host.values("backoff_until")[:1]),
+            host_backoff_reason=Subquery(host.values("reason")[:1]),
+        )
+
+    def for_delivery(self, attempt_id: str) -> "OutboundMessageAttempt":
+        """The attempt with what is needed to write its ending, in one statement."""
         return (
-            self.select_related(
-                "message__frozen",
-                "from_endpoint__owner_agent",
+            self._with_host()
+            .select_related(
+                "message",
                 "from_endpoint__agentemailaccount__endpoint",
                 "from_endpoint__agentemailaccount__oauth_credential",
             )
-            .defer("message__body", "message__raw_payload", "message__frozen__html", "message__frozen__text")
-            .annotate(
-                host_backoff_until=Subquery(host.values("backoff_until")[:1]),
-                host_backoff_reason=Subquery(host.values("reason")[:1]),
-            )
+            .defer("message__body", "message__raw_payload")
             .get(pk=attempt_id)
         )
 
@@ -68,16 +78,49 @@ class AttemptQuerySet(models.QuerySet["OutboundMessageAttempt"]):
             setattr(attempt, name, value)
         return True
 
-    def due(self, now: datetime) -> "AttemptQuerySet":
-        """Attempts that somebody should look at now, longest overdue first."""
-        return self.filter(due_at__lte=now).order_by("due_at")
+    def due(self, now: datetime, status: AttemptStatus) -> "AttemptQuerySet":
+        """Attempts of `status` that somebody should look at now, longest overdue first."""
+        return self.filter(status=status, due_at__lte=now).order_by("due_at")
 
-    def lock_due(self, now: datetime, status: AttemptStatus, limit: int) -> list["OutboundMessageAttempt"]:
-        """Up to `limit` due attempts of `status`, locked for this transaction, none that another locks."""
-        rows = self.due(now).filter(status=status).select_related("message")
+    def expired(self, now: datetime) -> "AttemptQuerySet":
+        """Queued attempts whose message's life is over."""
+        return self.filter(status=AttemptStatus.QUEUED, expires_at__lte=now).order_by("expires_at")
+
+    def locked(self, limit: int) -> list["OutboundMessageAttempt"]:
+        """Up to `limit` of them, locked for this transaction, and none that another one locks."""
+        rows = self.select_related("message")
         rows = rows.defer("message__body", "message__raw_payload")  # large, and nothing to a dispatcher
         skips = connection.features.has_select_for_update_skip_locked
         return list(rows.select_for_update(skip_locked=skips, of=("self",) if skips else ())[:limit])
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose mail a lane carries: the sender's endpoint, its account, and what its account's server wished.
+
+    `is_handed_out` says that a dispatcher keeps others from the lane.
+    """
+
+    endpoint_id: uuid.UUID | None
+    owner_agent_id: uuid.UUID | None
+    address: str
+    account: AgentEmailAccount | None
+    host_backoff_until: datetime | None = None
+    host_backoff_reason: str = ""
+    is_handed_out: bool = False
+
+    def is_as(self, earlier: "Origin") -> bool:
+        """Whether a turn that began with `earlier` may go on."""
+        return self._what_counts() == earlier._what_counts()
+
+    def _what_counts(self) -> tuple[object, ...]:
+        account = self.account
+        if account is None:
+            return (None,)
+        limits = tuple(getattr(account, name) for name in (*LIMITS, "pool_ttl"))
+        learned = (account.learned_per_minute, account.learned_connections)
+        state = (account.state, account.state_until, account.is_outbound_enabled, self.host_backoff_until)
+        return (account.smtp_fingerprint(), account.smtp_tested_fingerprint, limits, learned, state)
 
 
 class OutboundMessageAttempt(models.Model):

@@ -1,7 +1,7 @@
-"""Finding what is due: lost leases, overdue attempts, doubts that wait for a decision.
+"""Finding what is due: lanes whose time has come, lost leases, ended lives, doubts that wait for a decision.
 
 Any number of replicas may run; each row is taken by one of them. Sending itself is left to the workers,
-which are woken by a hint that may be lost or doubled without effect.
+which are woken by one hint a lane, that may be lost or doubled without effect.
 """
 
 import logging
@@ -15,7 +15,10 @@ from django.utils import timezone
 from gobii_email import wiring
 from gobii_email.conf import config
 from gobii_email.domain.lifecycle import AttemptStatus, Move, OnDoubt
-from gobii_email.models import OutboundMessageAttempt
+from gobii_email.models import Lane, OutboundMessageAttempt
+from gobii_email.models.attempts import AttemptQuerySet
+from gobii_email.models.queue import due_lanes, hand_out
+from gobii_email.ports import Hint
 from gobii_email.services.end import end_unsent
 from gobii_email.services.rescue import rescue
 from gobii_email.services.resolve import resolve
@@ -27,7 +30,7 @@ BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round did, in attempts."""
+    """What one round did: lanes handed out, and attempts."""
 
     handed_out: int = 0
     rescued: int = 0
@@ -40,52 +43,52 @@ class Round:
 
 
 def dispatch_round() -> Round:
-    """One look at everything that is due now, at most `BATCH` rows of each kind."""
+    """One look at everything that is due now, at most `BATCH` of each kind."""
     now = timezone.now()
-    rescued = _each(AttemptStatus.SENDING, now, rescue)
-    resent = _each(AttemptStatus.IN_DOUBT, now, look_at_doubt)
-    due, expired = _take_due(now)
-    if due and not wiring.doorbell().ring(due):
-        _hand_out_again_soon(due)
-    return Round(handed_out=len(due), rescued=rescued, expired=expired, resent=resent)
+    attempts = OutboundMessageAttempt.objects
+    return Round(
+        rescued=_each(attempts.due(now, AttemptStatus.SENDING), rescue, now),
+        resent=_each(attempts.due(now, AttemptStatus.IN_DOUBT), look_at_doubt, now),
+        expired=_each(attempts.expired(now), _expire, now),
+        handed_out=_hand_out(now),
+    )
 
 
 def _each(
-    status: AttemptStatus, now: datetime, act: Callable[[OutboundMessageAttempt, datetime], None]
+    rows: AttemptQuerySet, act: Callable[[OutboundMessageAttempt, datetime], None], now: datetime
 ) -> int:
-    if not OutboundMessageAttempt.objects.due(now).filter(status=status).exists():
+    if not rows.exists():
         return 0
     with transaction.atomic():
-        rows = OutboundMessageAttempt.objects.lock_due(now, status, BATCH)
-        for attempt in rows:
+        attempts = rows.locked(BATCH)
+        for attempt in attempts:
             act(attempt, now)
-    return len(rows)
+    return len(attempts)
 
 
-def _take_due(now: datetime) -> tuple[list[str], int]:
-    """Ids of attempts to hand out, their next look moved on; and how many had expired instead."""
-    if not OutboundMessageAttempt.objects.due(now).filter(status=AttemptStatus.QUEUED).exists():
-        return [], 0
-    with transaction.atomic():
-        rows = OutboundMessageAttempt.objects.lock_due(now, AttemptStatus.QUEUED, BATCH)
-        expired = [
-            row for row in rows if row.message.expires_at is not None and row.message.expires_at <= now
-        ]
-        for attempt in expired:
-            end_unsent(attempt, Move.EXPIRED, "expired", _expiry_text(attempt), now)
-        due = [row.pk for row in rows if row not in expired]
-        OutboundMessageAttempt.objects.filter(pk__in=due, status=AttemptStatus.QUEUED).update(
-            # The wait is over; `held_code` stays, so that the same hold is told once.
-            due_at=now + config().hint_lifetime,
-            held_reason="",
-        )
-    return [str(pk) for pk in due], len(expired)
+def _expire(attempt: OutboundMessageAttempt, now: datetime) -> None:
+    end_unsent(attempt, Move.EXPIRED, "expired", _expiry_text(attempt), now)
 
 
-def _hand_out_again_soon(attempt_ids: list[str]) -> None:
-    """The broker is away: looks again when the breaker has closed, not when the hint would have expired."""
-    rows = OutboundMessageAttempt.objects.filter(pk__in=attempt_ids, status=AttemptStatus.QUEUED)
-    rows.update(due_at=timezone.now() + config().breaker_pause)
+def _hand_out(now: datetime) -> int:
+    """Rings for the lanes that are due, each once a hint's lifetime."""
+    heads = [head for head in due_lanes(now, BATCH) if not _is_left_to_its_own_ring(head, now)]
+    lanes = {head.from_endpoint_id for head in heads if head.from_endpoint_id is not None}
+    ours = hand_out(list(lanes), now=now, look_at=now + config().hint_lifetime)
+    hints = [
+        Hint(str(head.pk), str(head.from_endpoint_id or ""))
+        for head in heads
+        if head.from_endpoint_id is None or head.from_endpoint_id in ours
+    ]
+    if hints and not wiring.doorbell().ring(hints):
+        # The broker is away: looks again when the breaker has closed, not when the hint would have expired.
+        Lane.objects.filter(pk__in=ours, code="").update(look_at=timezone.now() + config().breaker_pause)
+    return len(hints)
+
+
+def _is_left_to_its_own_ring(head: OutboundMessageAttempt, now: datetime) -> bool:
+    """Fresh mail has been rung for on commit."""
+    return head.due_at == head.queued_at and now - head.queued_at < config().ring_grace
 
 
 def _expiry_text(attempt: OutboundMessageAttempt) -> str:

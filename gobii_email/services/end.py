@@ -1,36 +1,47 @@
 """Putting an attempt back, or ending it, without a word to any server."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from django.db import transaction
+from django.db.models.functions import Coalesce, Least
 
-from gobii_email.domain.lifecycle import AttemptStatus, Move, RecipientStatus, after
-from gobii_email.models import OutboundMessageAttempt, OutboundMessageRecipient
+from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus, Move, RecipientStatus, after
+from gobii_email.models import OutboundMessageAttempt, OutboundMessageRecipient, PersistentAgentMessage
+from gobii_email.models.queue import Work
 from gobii_email.services.follow import refresh_message
 from gobii_email.services.tell import clock_time, event, tell
 
 
-def postpone(
-    attempt: OutboundMessageAttempt, code: str, reason: str, until: datetime | None, now: datetime
-) -> str:
-    """Gives a claimed attempt back until `until` (or its end of life). Uses up no attempt."""
-    expires_at = attempt.message.expires_at or now
-    due_at = min(until or expires_at, expires_at)
+def postpone(works: Sequence[Work], code: str, reason: str, until: datetime, now: datetime) -> dict[str, str]:
+    """Gives claimed attempts back until `until` or the end of their life; their outcomes by id.
+
+    Uses up no attempt. For what concerns these messages alone: a whole lane waits by `wait`.
+    """
+    ids, tokens = [work.id for work in works], {work.token for work in works}
     with transaction.atomic():
-        held = OutboundMessageAttempt.objects.held_by(attempt.pk, attempt.lease_token)
-        if not held.update(
+        rows = OutboundMessageAttempt.objects.filter(
+            pk__in=ids, lease_token__in=tokens, status=AttemptStatus.SENDING
+        )
+        mine = list(rows.order_by("pk").select_for_update())
+        rows.update(
             status=after(AttemptStatus.SENDING, Move.POSTPONED),
-            due_at=due_at,
+            due_at=Least(until, Coalesce("expires_at", until)),
             started_at=None,
+            stage="",
             held_code=code,
             held_reason=reason,
             lease_token=None,
-        ):
-            return "lease lost"
-        if attempt.held_code != code:
-            when = f"until {clock_time(due_at, now)}" if until else "until somebody acts"
-            tell([event(attempt, "postponed", f"Waits {when}: {reason}", at=now, code=code)])
-    return "postponed"
+        )
+        messages = [attempt.message_id for attempt in mine]
+        PersistentAgentMessage.objects.filter(pk__in=messages).update(latest_status=MessageStatus.QUEUED)
+        tell(
+            event(attempt, "postponed", f"Waits until {clock_time(until, now)}: {reason}", at=now, code=code)
+            for attempt in mine
+            if attempt.held_code != code
+        )
+    found = {attempt.pk for attempt in mine}
+    return {str(pk): "postponed" if pk in found else "lease lost" for pk in ids}
 
 
 def end_unsent(

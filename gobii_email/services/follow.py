@@ -67,7 +67,11 @@ def doubt_due_at(attempt: OutboundMessageAttempt, now: datetime) -> datetime | N
 
 
 def people(addresses: Sequence[str]) -> str:
-    return "1 recipient" if len(addresses) == 1 else f"{len(addresses)} recipients"
+    return counted(len(addresses))
+
+
+def counted(recipients: int) -> str:
+    return "1 recipient" if recipients == 1 else f"{recipients} recipients"
 
 
 def queue_next(
@@ -78,6 +82,8 @@ def queue_next(
         message_id=attempt.message_id,
         number=attempt.number + 1,
         from_endpoint_id=attempt.from_endpoint_id,
+        priority=attempt.priority,
+        expires_at=attempt.message.expires_at,
         addresses=list(addresses),
         queued_at=now,
         not_before=following.not_before,

@@ -10,12 +10,15 @@ from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import F, Q
+from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from gobii_email.domain.classification import AccountState, Reading, Scope, Verdict
 from gobii_email.domain.judgement import Judgement
 from gobii_email.domain.lifecycle import AttemptStatus, Move
-from gobii_email.models import AgentEmailAccount, MailHost, OutboundMessageAttempt, OutboundMessageEvent
+from gobii_email.models import AgentEmailAccount, Lane, MailHost, OutboundMessageAttempt, OutboundMessageEvent
+from gobii_email.models.attempts import Origin
+from gobii_email.services import allow
 from gobii_email.services.tell import clock_time, event
 
 logger = logging.getLogger(__name__)
@@ -33,16 +36,36 @@ def ends_at(reading: Reading, now: datetime) -> datetime | None:
 def react(
     attempt: OutboundMessageAttempt, judgement: Judgement, said: str, now: datetime
 ) -> list[OutboundMessageEvent]:
-    """Updates the health and the hold of the account that sent `attempt`; tells what changed."""
+    """Updates the hold and the learned pace of the account that sent `attempt`; tells what changed."""
     account = account_of(attempt)
     if account is None:
         return []
+    return _learned(attempt, account, judgement, said, now) + _reaction(
+        attempt, account, judgement, said, now
+    )
+
+
+def _learned(
+    attempt: OutboundMessageAttempt,
+    account: AgentEmailAccount,
+    judgement: Judgement,
+    said: str,
+    now: datetime,
+) -> list[OutboundMessageEvent]:
+    text = allow.learn_from(account, judgement.hold or judgement.reading, said, now)
+    return [] if text is None else [event(attempt, "slowed_down", text, at=now)]
+
+
+def _reaction(
+    attempt: OutboundMessageAttempt,
+    account: AgentEmailAccount,
+    judgement: Judgement,
+    said: str,
+    now: datetime,
+) -> list[OutboundMessageEvent]:
     if judgement.hold is not None:
         return _hold(attempt, account, judgement.hold, said, now)
     if judgement.move is Move.ACCEPTED:
-        _note_health(account, now)
-        if attempt.host_backoff_until is not None:
-            MailHost.objects.filter(name=account.smtp_server_name).delete()
         return []
     if judgement.reading.scope is Scope.HOST and judgement.reading.verdict is Verdict.TEMPORARY:
         AgentEmailAccount.objects.filter(pk=account.pk).update(smtp_error=said)
@@ -56,15 +79,17 @@ def account_of(attempt: OutboundMessageAttempt) -> AgentEmailAccount | None:
     return getattr(attempt.from_endpoint, "agentemailaccount", None) if attempt.from_endpoint else None
 
 
-def _note_health(account: AgentEmailAccount, now: datetime) -> None:
-    """Remembers that sending works, at most once a minute, and ends a hold that has run out."""
+def note_success(account: AgentEmailAccount, origin: Origin, now: datetime) -> None:
+    """Remembers that sending works, at most once a minute, and ends a hold or backoff that has run out."""
+    if origin.host_backoff_until is not None:
+        MailHost.objects.filter(name=account.smtp_server_name).delete()
     is_fresh = account.smtp_last_ok_at is not None and now - account.smtp_last_ok_at < HEALTH_IS_FRESH_FOR
     if is_fresh and not account.smtp_error and account.state == AccountState.ACTIVE:
         return
     healthy: dict[str, object] = {"smtp_last_ok_at": now, "smtp_error": ""}
     rows = AgentEmailAccount.objects.filter(pk=account.pk)
     if account.state != AccountState.ACTIVE:
-        # Only the hold that was in force when the attempt began: a pause made since then stays.
+        # Only the hold that was in force when the turn began: a pause made since then stays.
         rows = rows.filter(state=account.state, state_until=account.state_until)
         healthy |= {"state": AccountState.ACTIVE, "state_reason": "", "state_until": None}
     rows.update(**healthy)
@@ -85,7 +110,7 @@ def _hold(
     if not rows.exclude(stays).update(
         state=str(reading.hold), state_reason=reason, state_until=until, smtp_error=reason
     ):
-        wake_if_free(attempt, now)
+        wake_if_free(attempt.from_endpoint_id, now)
         return []
     logger.warning("account.held", extra={"attempt_id": str(attempt.pk), "state": str(reading.hold)})
     span = "until somebody acts" if until is None else f"until {clock_time(until, now)}"
@@ -104,16 +129,22 @@ def _hold(
 def _back_off(
     attempt: OutboundMessageAttempt, account: AgentEmailAccount, said: str, now: datetime
 ) -> OutboundMessageEvent:
-    host, _ = MailHost.objects.get_or_create(name=account.smtp_server_name)
+    until = leave_host_alone(account.smtp_server_name, said, now)
+    text = f"{account.smtp_server_name} is left alone until {clock_time(until, now)}."
+    return event(attempt, "host_backoff", text, at=now)
+
+
+def leave_host_alone(name: str, reason: str, now: datetime) -> datetime:
+    """Backs off from the server `name` (host:port) for all its accounts; answers until when."""
+    host, _ = MailHost.objects.get_or_create(name=name)
     until = host.backoff_until
     if until is None or until <= now:
-        # Grows once a round, however many connections the server turned away in it.
+        # Grows once a round, however many connections failed in it.
         until = now + min(FIRST_HOST_BACKOFF * 2 ** min(host.failures, 10), LONGEST_HOST_BACKOFF)
         MailHost.objects.filter(pk=host.pk, failures=host.failures).update(
-            failures=F("failures") + 1, backoff_until=until, reason=said, updated_at=now
+            failures=F("failures") + 1, backoff_until=until, reason=reason, updated_at=now
         )
-    text = f"{host.name} is left alone until {clock_time(until, now)}."
-    return event(attempt, "host_backoff", text, at=now)
+    return until
 
 
 def pause(account: AgentEmailAccount, *, reason: str, until: datetime | None = None) -> None:
@@ -132,17 +163,19 @@ def _set_state(account: AgentEmailAccount, state: AccountState, reason: str, unt
     account.save(update_fields=["state", "state_reason", "state_until", "updated_at"])
 
 
-def wake_if_free(attempt: OutboundMessageAttempt, now: datetime) -> None:
+def wake_if_free(endpoint_id: uuid.UUID | None, now: datetime) -> None:
     """Lets mail go that was put back while its account's hold was ended: it was not there to be woken."""
     with transaction.atomic():
         # Locked, so that a hold whose end is just being committed is seen as ended.
-        rows = AgentEmailAccount.objects.select_for_update().filter(pk=attempt.from_endpoint_id)
-        account = rows.first()
+        account = AgentEmailAccount.objects.select_for_update().filter(pk=endpoint_id).first()
         if account is not None and account.state_at(now) is AccountState.ACTIVE:
             wake(account.endpoint_id)
 
 
 def wake(endpoint_id: uuid.UUID) -> int:
-    """Makes the held mail of an endpoint due now; the dispatcher hands it out."""
-    held = OutboundMessageAttempt.objects.filter(from_endpoint_id=endpoint_id, status=AttemptStatus.QUEUED)
-    return held.exclude(held_code="").update(due_at=timezone.now(), held_code="", held_reason="")
+    """Makes the held mail of an endpoint due now, and its lane; the dispatcher hands it out."""
+    Lane.objects.filter(pk=endpoint_id).update(look_at=None, code="", reason="")
+    queued = OutboundMessageAttempt.objects.filter(from_endpoint_id=endpoint_id, status=AttemptStatus.QUEUED)
+    return queued.exclude(held_code="").update(
+        due_at=Greatest(F("not_before"), timezone.now()), held_code="", held_reason=""
+    )

@@ -9,6 +9,7 @@ from gobii_email import wiring
 from gobii_email.conf import config
 from gobii_email.domain.lifecycle import OPEN, AttemptStatus, Move, RecipientStatus
 from gobii_email.models import OutboundMessageAttempt, OutboundMessageRecipient, PersistentAgentMessage
+from gobii_email.ports import Hint
 from gobii_email.services.end import end_unsent
 from gobii_email.services.follow import Next, queue_next, refresh_message
 from gobii_email.services.resolve import resolve
@@ -59,7 +60,8 @@ def retry(
         _extend_life(message, now, use_default_transport)
         attempt = open_attempt(message)
         attempt = _queue_ended(message, now, by) if attempt is None else _make_due(attempt, now, by)
-        transaction.on_commit(lambda: wiring.doorbell().ring([str(attempt.pk)]), robust=True)
+        hint = Hint(str(attempt.pk), str(attempt.from_endpoint_id or ""))
+        transaction.on_commit(lambda: wiring.doorbell().ring([hint]), robust=True)
     return attempt
 
 
@@ -69,6 +71,8 @@ def _extend_life(message: PersistentAgentMessage, now: datetime, use_default_tra
     if use_default_transport:
         message.had_account = False
     message.save(update_fields=["expires_at", "had_account"])
+    queued = OutboundMessageAttempt.objects.filter(message=message, status=AttemptStatus.QUEUED)
+    queued.update(expires_at=message.expires_at)
 
 
 def _make_due(attempt: OutboundMessageAttempt, now: datetime, by: str) -> OutboundMessageAttempt:

@@ -1,136 +1,117 @@
-"""Keeping an attempt while it is being sent, and letting go of it when the worker dies.
+"""Keeping attempts while their turn lasts, and letting go of them when the worker dies.
 
-A lease is renewed by one thread a process, in one statement for all attempts in flight, so that a dead
-worker is noticed within one lease however long a server may take. What follows is left to rescue.
+Leases are renewed by one thread a process, in one statement for everything in flight, so that a dead worker
+is noticed within one lease however long a server may take. What follows then is left to rescue.
 """
 
 import logging
 import os
 import threading
+import time
 import uuid
-from collections.abc import Callable
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 
-from django.db import Error, connection, transaction
-from django.db.models import QuerySet
+from django.db import Error, connection
 from django.utils import timezone
 
-from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus, Provider
+from gobii_email import wiring
+from gobii_email.domain.lifecycle import AttemptStatus, Provider
 from gobii_email.domain.smtp_replies import Stage
-from gobii_email.models import OutboundMessageAttempt, PersistentAgentMessage
-from gobii_email.ports import LeaseLost
+from gobii_email.models import OutboundMessageAttempt
+from gobii_email.models.queue import Mark, Work, begin
+from gobii_email.ports import LeaseLost, LimiterUnavailable, LimitScope
+from gobii_email.services.record import is_marked, release_connection
 
 logger = logging.getLogger(__name__)
-
-
-def release_connection() -> None:
-    """Gives a pooled database connection back, so that none is borrowed while a socket is waited on."""
-    if connection.settings_dict.get("OPTIONS", {}).get("pool") and not connection.in_atomic_block:
-        connection.close()
 
 
 class Lease:
     """One attempt held by this worker; tells the row how far the dialogue has come (`ports.Progress`)."""
 
-    def __init__(
-        self,
-        attempt: OutboundMessageAttempt,
-        provider: Provider,
-        length: timedelta,
-        *,
-        longest: timedelta,
-        clock: Callable[[], datetime] = timezone.now,
-    ) -> None:
-        self.attempt = attempt
+    def __init__(self, work: Work, provider: Provider) -> None:
+        self.work = work
         self.provider = provider
-        self.length = length
-        self.clock = clock
-        self.ends_for_good_at = clock() + longest
-        self.stage: Stage | None = None
 
     def reached(self, stage: Stage) -> None:
-        """Notes the stage; before the first one the message becomes `sending`, which rescue goes by."""
-        is_first, self.stage = self.stage is None, stage
-        if is_first and not self._announce():
+        """Notes that a connection is opened for it: from then on a lost worker uses up an attempt."""
+        if stage is Stage.CONNECT and not self._is_begun():
             raise LeaseLost
 
-    def _announce(self) -> bool:
-        # The attempt is locked first: else a withdrawal that is being committed would go unseen.
-        mine = self._row().select_for_update().values("message_id")
-        message = PersistentAgentMessage.objects.filter(pk__in=mine)
-        return _is_written(lambda: message.update(latest_status=MessageStatus.SENDING))
+    def _is_begun(self) -> bool:
+        """A database that is away counts as no: then nothing is sent."""
+        try:
+            return begin(self.work)
+        except Error:
+            logger.exception("lease.write.failed")
+            return False
+        finally:
+            release_connection()
 
     def mark(self) -> None:
-        """Commits, on its own, that the server may from now on have the message."""
-        now = self.clock()
-        values = {
-            "due_at": now + self.length,
-            "stage": Stage.DOT,
-            "provider": self.provider,
-            "marked_at": now,
-        }
-        if not _is_written(lambda: self._row().update(**values)):
+        """Commits that the server may from now on have the message."""
+        if not is_marked(Mark(self.work.id, self.work.token, str(self.provider))):
             raise LeaseLost
 
-    def _row(self) -> QuerySet[OutboundMessageAttempt]:
-        return OutboundMessageAttempt.objects.held_by(self.attempt.pk, self.attempt.lease_token)
 
+@dataclass
+class Kept:
+    """What one turn holds: claimed attempts, and its place at the limiter. Changed by the turn's thread alone.
 
-def _is_written(write: Callable[[], int]) -> bool:
-    """Whether a row was written and committed. A database that is away counts as no: then nothing is sent."""
-    try:
-        with transaction.atomic():
-            return bool(write())
-    except Error:
-        logger.exception("lease.write.failed")
-        return False
-    finally:
-        release_connection()
+    After `longest` from the last `touch` nothing of it is renewed any more, whatever its thread may wait for.
+    """
+
+    name: str
+    length: timedelta
+    works: Sequence[Work] = ()
+    scopes: Sequence[LimitScope] = ()
+    ends_at: float = field(default=0.0)
+
+    def touch(self, longest: timedelta) -> None:
+        self.ends_at = time.monotonic() + longest.total_seconds()
 
 
 class LeaseKeeper:
-    """Renews the leases of this process until each is let go, in a thread that starts when first needed."""
+    """Renews what is kept in this process until it is let go, in a thread that starts when first needed."""
 
     def __init__(self) -> None:
-        self._leases: dict[uuid.UUID | None, Lease] = {}
+        self._kept: dict[str, Kept] = {}
         self._changed = threading.Condition()
         self._process = 0
 
-    def keep(self, lease: Lease) -> None:
+    def keep(self, kept: Kept) -> None:
         with self._changed:
             if self._process != os.getpid():
                 self._process = os.getpid()
-                self._leases.clear()
+                self._kept.clear()
                 threading.Thread(target=self._run, name="lease-keeper", daemon=True).start()
-            self._leases[lease.attempt.lease_token] = lease
-            self._changed.notify()
+            self._kept[kept.name] = kept
+            if len(self._kept) == 1:
+                self._changed.notify()
 
-    def let_go(self, lease: Lease) -> None:
+    def let_go(self, kept: Kept) -> None:
         with self._changed:
-            self._leases.pop(lease.attempt.lease_token, None)
+            self._kept.pop(kept.name, None)
 
     def renew(self) -> int:
-        """Renews all leases kept now, in one statement a length; answers how many rows were renewed."""
-        now = timezone.now()
+        """Renews everything kept now, in one statement a length; answers how many attempts were renewed."""
+        now = time.monotonic()
         with self._changed:
-            leases = [lease for lease in self._leases.values() if lease.ends_for_good_at > now]
+            present = [kept for kept in self._kept.values() if kept.ends_at > now]
         renewed = 0
-        for length in {lease.length for lease in leases}:
-            attempts = [lease.attempt for lease in leases if lease.length == length]
-            rows = OutboundMessageAttempt.objects.filter(
-                pk__in=[attempt.pk for attempt in attempts],
-                lease_token__in=[attempt.lease_token for attempt in attempts],
-                status=AttemptStatus.SENDING,
-            )
-            renewed += rows.update(due_at=now + length)
+        for length in {kept.length for kept in present}:
+            alike = [kept for kept in present if kept.length == length]
+            renewed += _renew_attempts([work for kept in alike for work in kept.works], length)
+            _renew_places(alike, length)
         return renewed
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._leases:
+                while not self._kept:
                     self._changed.wait()
-                pause = min(lease.length for lease in self._leases.values()).total_seconds() / 3
+                pause = min(kept.length for kept in self._kept.values()).total_seconds() / 3
             threading.Event().wait(pause)
             self._renew_if_possible()
 
@@ -145,4 +126,33 @@ class LeaseKeeper:
             logger.warning("lease.renewal.failed", exc_info=True)
 
 
+def _renew_attempts(works: Sequence[Work], length: timedelta) -> int:
+    if not works:
+        return 0
+    rows = OutboundMessageAttempt.objects.filter(
+        pk__in=[work.id for work in works],
+        lease_token__in={work.token for work in works},
+        status=AttemptStatus.SENDING,
+    )
+    if connection.features.has_select_for_update_skip_locked:
+        # A row that is being ended just now needs no renewal, and must not be waited for.
+        rows = OutboundMessageAttempt.objects.filter(
+            pk__in=rows.select_for_update(skip_locked=True).values("pk")
+        )
+    return rows.update(due_at=timezone.now() + length)
+
+
+def _renew_places(kept: Sequence[Kept], length: timedelta) -> None:
+    places = [(one.name, one.scopes) for one in kept if one.scopes]
+    if places:
+        try:
+            wiring.limiter().renew(places, lease=length)
+        except LimiterUnavailable:
+            logger.warning("limiter.unreachable")
+
+
 keeper = LeaseKeeper()
+
+
+def new_turn() -> str:
+    return uuid.uuid4().hex

@@ -9,18 +9,16 @@ from datetime import datetime, timedelta
 
 from gobii_email.conf import config
 from gobii_email.domain.classification import AccountState
-from gobii_email.domain.lifecycle import Provider
 from gobii_email.domain.selection import (
     AccountFacts,
     Circumstances,
     Hold,
     Selection,
-    Use,
     account_obstacle,
     select_transport,
 )
-from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt, PersistentAgentCommsEndpoint
-from gobii_email.services.hold import account_of
+from gobii_email.models import AgentEmailAccount, PersistentAgentCommsEndpoint
+from gobii_email.models.attempts import Origin
 
 LOOK_AGAIN_AFTER = timedelta(minutes=5)
 """A setting or an account may change without telling us; held mail looks again after this."""
@@ -33,15 +31,11 @@ def has_usable_account(endpoint: PersistentAgentCommsEndpoint) -> bool:
     return account_obstacle(facts) is None
 
 
-def select(attempt: OutboundMessageAttempt, now: datetime) -> Selection:
-    """The transport for `attempt`, or why it has to wait, or that there is none."""
-    account, message = account_of(attempt), attempt.message
-    selection = select_transport(
-        _circumstances(account, message.owner_agent_id, message.from_address, had_account=message.had_account)
-    )
-    if selection == Use(Provider.SMTP) and account is not None:
-        return _obstacle_of_the_moment(attempt, account, now) or selection
-    return selection
+def transport_for(
+    account: AgentEmailAccount | None, agent_id: uuid.UUID | None, address: str, *, had_account: bool
+) -> Selection:
+    """The transport for mail from `address`, or why it has to wait, or that there is none."""
+    return select_transport(_circumstances(account, agent_id, address, had_account=had_account))
 
 
 def _circumstances(
@@ -62,24 +56,13 @@ def _circumstances(
     )
 
 
-def _obstacle_of_the_moment(
-    attempt: OutboundMessageAttempt, account: AgentEmailAccount, now: datetime
-) -> Hold | None:
+def obstacle_of_the_moment(account: AgentEmailAccount, origin: Origin, now: datetime) -> Hold | None:
+    """What keeps a usable account from sending just now: its own hold, or its server's."""
     state = account.state_at(now)
     if state is not AccountState.ACTIVE:
         return Hold(str(state), account.state_reason or f"The mailbox is {state}.")
-    if attempt.host_backoff_until is not None and attempt.host_backoff_until > now:
+    if origin.host_backoff_until is not None and origin.host_backoff_until > now:
         return Hold(
-            "host_backoff", f"{account.smtp_host} asked to be left alone: {attempt.host_backoff_reason}"
+            "host_backoff", f"{account.smtp_host} asked to be left alone: {origin.host_backoff_reason}"
         )
     return None
-
-
-def held_until(attempt: OutboundMessageAttempt, code: str, now: datetime) -> datetime | None:
-    """When to look again; None when somebody has to act and their act wakes the mail."""
-    if code == "host_backoff":
-        return attempt.host_backoff_until
-    if code in set(AccountState):
-        account = account_of(attempt)
-        return account.state_until if account else None
-    return now + LOOK_AGAIN_AFTER

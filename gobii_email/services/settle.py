@@ -4,6 +4,7 @@ One transaction, fenced by the lease; a late worker changes nothing, its answer 
 What an ending means is decided in domain/judgement; locks are taken in the order attempt, message.
 """
 
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Collection
@@ -12,6 +13,7 @@ from datetime import datetime
 
 from django.db import transaction
 
+from gobii_email.domain.classification import Verdict
 from gobii_email.domain.judgement import Judgement, RecipientJudgement, judge
 from gobii_email.domain.lifecycle import (
     AttemptStatus,
@@ -26,9 +28,11 @@ from gobii_email.models import (
     OutboundMessageEvent,
     OutboundMessageRecipient,
 )
+from gobii_email.models.queue import Acceptance, Work
 from gobii_email.services import hold
 from gobii_email.services.follow import (
     Next,
+    counted,
     doubt_due_at,
     next_attempt_at,
     people,
@@ -55,6 +59,37 @@ class Ending:
     def gives_up(self) -> bool:
         """Whether recipients that could be tried again are not, because no time is left."""
         return bool(self.judgement.to_retry) and self.following is None
+
+
+def acceptance_of(
+    work: Work, outcome: Outcome, provider: Provider, *, is_part: bool, now: datetime
+) -> Acceptance | None:
+    """The ordinary ending, fit to be written together with others; None for every other one.
+
+    Ordinary is: a first attempt that a server accepted for everybody the message is for, and not `is_part`.
+    """
+    if not isinstance(outcome, Accepted) or outcome.refused or work.number != 1 or is_part:
+        return None
+    if provider is Provider.SIMULATION:
+        return None
+    reply, facts = outcome.reply, outcome.facts
+    stage_ms = dict(facts.stage_ms)
+    data = {"number": 1, "stage": "", "verdict": Verdict.ACCEPTED, "scope": "", "stage_ms": stage_ms}
+    return Acceptance(
+        id=work.id,
+        token=work.token,
+        provider=str(provider),
+        at=now,
+        smtp_code=reply.code if provider is Provider.SMTP else None,
+        enhanced_status=reply.enhanced,
+        reply=reply.text,
+        provider_message_id=outcome.provider_message_id,
+        stage_ms=json.dumps(stage_ms),
+        tls=facts.tls,
+        peer_address=facts.peer_address,
+        text=_accepted_text(1, len(work.addresses), reply),
+        data=json.dumps(data),
+    )
 
 
 def settle(
@@ -112,7 +147,7 @@ def _note_late_answer(attempt: OutboundMessageAttempt, ending: Ending, now: date
 def _read(
     attempt: OutboundMessageAttempt, outcome: Outcome, provider: Provider | None, now: datetime
 ) -> Ending:
-    judgement = judge(outcome, attempt.addresses)
+    judgement = judge(outcome, attempt.addresses, unasked=_left_for_another_part(attempt))
     following = _following(attempt, judgement, provider, now)
     move = judgement.move
     if move is Move.ACCEPTED and provider is Provider.SIMULATION:
@@ -120,6 +155,12 @@ def _read(
     if move in {Move.TEMPORARY, Move.LOST_BEFORE_MARK} and following is None:
         move = Move.EXPIRED
     return Ending(outcome, judgement, move, following, what_was_said(outcome))
+
+
+def _left_for_another_part(attempt: OutboundMessageAttempt) -> list[str]:
+    """Recipients of `attempt` that it was not for in the end: see `send_part`."""
+    deferred = OutboundMessageRecipient.objects.filter(attempt_id=attempt.pk, status=RecipientStatus.DEFERRED)
+    return list(deferred.exclude(address__in=attempt.addresses).values_list("address", flat=True))
 
 
 def _following(
@@ -134,6 +175,8 @@ def _following(
         until = hold.ends_at(judgement.hold, now)
         due_at = min(until or expires_at, expires_at)
         return Next(now, due_at, held_code=str(judgement.hold.hold), held_reason=judgement.hold.advice)
+    if judgement.only_unasked:
+        return Next(now, now)
     at = next_attempt_at(attempt, now, judgement.retry_after)
     return None if at is None else Next(not_before=at, due_at=at)
 
@@ -249,6 +292,10 @@ def _ending_event(attempt: OutboundMessageAttempt, ending: Ending, now: datetime
     return event(attempt, str(attempt.status), _ending_text(attempt, ending), at=now, **data)
 
 
+def _accepted_text(number: int, recipients: int, said: object) -> str:
+    return f"Attempt {number}: the server accepted it for {counted(recipients)}: {said}."
+
+
 def _ending_text(attempt: OutboundMessageAttempt, ending: Ending) -> str:
     number, said, judgement = attempt.number, ending.said, ending.judgement
     match ending.move:
@@ -257,11 +304,11 @@ def _ending_text(attempt: OutboundMessageAttempt, ending: Ending) -> str:
                 f"Simulated: composed and stored for {people(judgement.accepted)}, nothing left this machine."
             )
         case Move.ACCEPTED:
-            others = len(attempt.addresses) - len(judgement.accepted)
-            refused = f" {others} of {len(attempt.addresses)} recipients were refused." if others else ""
-            return (
-                f"Attempt {number}: the server accepted it for {people(judgement.accepted)}: {said}.{refused}"
-            )
+            asked = len(judgement.recipients) - len(judgement.unasked)
+            others = asked - len(judgement.accepted)
+            refused = f" {others} of {asked} recipients were refused." if others else ""
+            later = f" {people(judgement.unasked)} follow in another part." if judgement.unasked else ""
+            return _accepted_text(number, len(judgement.accepted), said) + refused + later
         case Move.LOST_AFTER_MARK:
             return f"Attempt {number}: in doubt. The server may have it; no answer came: {said}"
         case Move.EXPIRED:
