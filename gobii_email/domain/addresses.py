@@ -18,6 +18,7 @@ MAX_ADDRESS_OCTETS = 254
 MAX_NAME_CHARACTERS = 128
 
 _LOCAL_SYMBOLS = frozenset("!#$%&'*+-/=?^_`{|}~.")
+_PLAIN_LOCAL = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+\Z")
 _HOSTNAME = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*\Z"
 )
@@ -25,6 +26,9 @@ _HOSTNAME = re.compile(
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]+"
 )
+
+
+_MOST_KNOWN = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,26 @@ class MailAddress:
         return f"{self.local}@{self.domain}"
 
 
+_KNOWN: dict[str, MailAddress] = {}
+"""Addresses that were parsed before: each is asked about several times on its way into a mail."""
+
+
 def parse_address(text: str, *, field: str = "address") -> MailAddress:
     """The address in `text`, a bare addr-spec; blanks around it are ignored.
 
     Raises InvalidMail, naming `field`, for everything that is not exactly one plain address.
     """
+    known = _KNOWN.get(text)
+    if known is not None:
+        return known
+    parsed = _parsed(text, field)
+    if len(_KNOWN) >= _MOST_KNOWN:
+        _KNOWN.clear()
+    _KNOWN[text] = parsed
+    return parsed
+
+
+def _parsed(text: str, field: str) -> MailAddress:
     address = text.strip(" ")
     if len(address.encode("utf-8", "replace")) > MAX_ADDRESS_OCTETS:
         raise _invalid(field, text, f"is longer than {MAX_ADDRESS_OCTETS} octets")
@@ -86,6 +105,8 @@ def one_line(text: str) -> str:
 
     Direction overrides and half characters vanish as well; runs of blanks become one.
     """
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
     return " ".join(_UNPRINTABLE.sub("", re.sub(r"[\t\r\n\v\f\x85\u2028\u2029]+", " ", text)).split())
 
 
@@ -96,7 +117,7 @@ def _checked_local(local: str, field: str, text: str) -> str:
         raise _invalid(field, text, f"has more than {MAX_LOCAL_OCTETS} octets before the @")
     if local.startswith(".") or local.endswith(".") or ".." in local:
         raise _invalid(field, text, "has a dot at the wrong place before the @")
-    if not all(_is_local_character(character) for character in local):
+    if not _PLAIN_LOCAL.match(local) and not all(map(_is_local_character, local)):
         raise _invalid(field, text, "has a character before the @ that is not allowed there")
     return local
 

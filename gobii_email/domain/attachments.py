@@ -99,6 +99,8 @@ def match_inline_images(
     The same reference twice shares one part; two references to equal names take one file each. What
     is not referenced stays a regular attachment, and a reference that matches nothing stays as it is.
     """
+    if not attachments:
+        return html, ()
     chosen: dict[str, int] = {}  # reference -> position of its attachment
 
     def canonical(found: re.Match[str]) -> str:

@@ -6,19 +6,17 @@ RFC 2045 and RFC 2387; the result is 7-bit, with CRLF line ends and lines of at 
 """
 
 import base64
+import binascii
 import hashlib
-import quopri
+import io
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.header import decode_header, make_header
-from email.message import EmailMessage
-from email.policy import EmailPolicy
 from email.utils import format_datetime, getaddresses
 from types import MappingProxyType
-from typing import Any
 
 from gobii_email.domain.addresses import clean_display_name, one_line, parse_address
 from gobii_email.domain.attachments import EmailAttachmentPayload, clean_attachment, match_inline_images
@@ -50,6 +48,9 @@ MAX_RECIPIENTS = 500
 MAX_SUBJECT_CHARACTERS = 998
 MAX_LINE_OCTETS = 998
 
+_BODY_CONTROLS = bytes({*range(0x20), 0x7F} - {*b"\t\r\n"})
+_BASE64_AT_ONCE = 57 * 4096
+_PLAIN_PHRASE = re.compile(r"[A-Za-z0-9'_-]+(?: [A-Za-z0-9'_-]+)*\Z")
 _ATTEMPT_ID = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 
 
@@ -85,15 +86,11 @@ def compose(parts: MailParts, *, max_bytes: int = MAX_BYTES, max_recipients: int
     """
     parts = _checked(parts, max_bytes=max_bytes, max_recipients=max_recipients)
     content = _content(parts)
-    fields = [*_identity_fields(parts).items(), *content.items()]
-    mail = EmailMessage(policy=_WIRE)
-    for name, body in fields:
-        mail[name] = body
-    mail.set_payload(content.get_payload())
-    wire = mail.as_bytes()
+    mail = _Part(_identity_fields(parts) | content.fields, content.body)
+    wire = _serialised(mail)
     if len(wire) > max_bytes:
         raise _too_large(parts, max_bytes)
-    _assert_says_what_was_meant(wire, parts, [name for name, _ in fields])
+    _assert_says_what_was_meant(wire, parts, list(mail.fields))
     return wire
 
 
@@ -132,8 +129,6 @@ def _checked(parts: MailParts, *, max_bytes: int, max_recipients: int) -> MailPa
         cc=tuple(str(parse_address(address, field="cc")) for address in parts.cc),
         reply_to=str(parse_address(parts.reply_to, field="reply_to")) if parts.reply_to else "",
         subject=clean_subject(parts.subject),
-        text=_clean_body(parts.text),
-        html=_clean_body(parts.html),
         message_id=_checked_id(parts.message_id, "message_id"),
         in_reply_to=_checked_id(parts.in_reply_to, "in_reply_to") if parts.in_reply_to else "",
         references=bounded_references(tuple(_checked_id(text, "references") for text in parts.references)),
@@ -146,13 +141,6 @@ def _checked_id(text: str, field_name: str) -> str:
     if not (message_id := clean_message_id(text)):
         raise InvalidMail(field_name, f"{text[:80]!a} is not a message id", "Give <left@right> in ASCII")
     return message_id
-
-
-def _clean_body(body: str) -> str:
-    """`body` with CRLF line ends, without NUL and other controls, without half characters."""
-    body = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "", body)
-    body = body.encode("utf-8", "replace").decode("utf-8")
-    return re.sub(r"\r\n|\r|\n", "\r\n", body)
 
 
 def _identity_fields(parts: MailParts) -> dict[str, str]:
@@ -177,26 +165,29 @@ def _address_list(addresses: Sequence[str]) -> str:
     return fold([f"{address}," for address in addresses[:-1]] + list(addresses[-1:]))
 
 
-class _WirePolicy(EmailPolicy):
-    """`policy.SMTP` that neither reads nor refolds header fields: they arrive checked and folded."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A node of the MIME tree: its header fields, and the bytes of its body piece by piece.
 
-    def header_store_parse(self, name: str, value: Any) -> tuple[str, Any]:
-        return name, value
+    Written here rather than by the `email` package, which costs twenty times as much and holds a large file
+    several times over.
+    """
 
-    def header_fetch_parse(self, name: str, value: str) -> Any:
-        return value
+    fields: dict[str, str]
+    body: Iterable[bytes]
 
-    def fold(self, name: str, value: str) -> str:
-        return f"{name}: {value}{self.linesep}"
-
-    def fold_binary(self, name: str, value: str) -> bytes:
-        return self.fold(name, value).encode("utf-8")
-
-
-_WIRE = _WirePolicy(linesep="\r\n", cte_type="7bit", max_line_length=None)
+    def pieces(self) -> Iterator[bytes]:
+        yield "".join(f"{name}: {body}\r\n" for name, body in self.fields.items()).encode() + b"\r\n"
+        yield from self.body
 
 
-def _content(parts: MailParts) -> EmailMessage:
+def _serialised(mail: _Part) -> bytes:
+    wire = io.BytesIO()
+    wire.writelines(mail.pieces())
+    return wire.getvalue()
+
+
+def _content(parts: MailParts) -> _Part:
     """The MIME tree, as far as needed: mixed(alternative(text, related(html, inline images)), files)."""
     inline = [attachment for attachment in parts.attachments if attachment.is_inline]
     attached = [attachment for attachment in parts.attachments if not attachment.is_inline]
@@ -214,37 +205,55 @@ def _content(parts: MailParts) -> EmailMessage:
     return body
 
 
-def _text_part(subtype: str, text: str) -> EmailMessage:
+def _text_part(subtype: str, text: str) -> _Part:
     """Never 7bit or 8bit: encoded text contains no boundary, no lone dot and no long line."""
-    raw = text.encode("utf-8")
-    quoted = quopri.encodestring(raw.replace(b"\r\n", b"\n")).decode("ascii")
+    raw = _clean_body(text)
+    quoted = binascii.b2a_qp(raw).replace(b"\n", b"\r\n")
     is_mostly_ascii = len(quoted) <= len(raw) * 4 / 3 + 76
-    payload = quoted if is_mostly_ascii else base64.encodebytes(raw).decode("ascii")
-    part = EmailMessage(policy=_WIRE)
-    part["Content-Type"] = f'text/{subtype}; charset="utf-8"'
-    part["Content-Transfer-Encoding"] = "quoted-printable" if is_mostly_ascii else "base64"
-    part.set_payload(payload)
-    return part
+    fields = {
+        "Content-Type": f'text/{subtype}; charset="utf-8"',
+        "Content-Transfer-Encoding": "quoted-printable" if is_mostly_ascii else "base64",
+    }
+    return _Part(fields, [quoted] if is_mostly_ascii else _base64(raw.replace(b"\n", b"\r\n")))
 
 
-def _file_part(attachment: EmailAttachmentPayload) -> EmailMessage:
-    part = EmailMessage(policy=_WIRE)
+def _clean_body(text: str) -> bytes:
+    """`text` in UTF-8 with LF line ends, without NUL and other controls, without half characters."""
+    raw = text.encode("utf-8", "replace").translate(None, _BODY_CONTROLS)
+    return raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _file_part(attachment: EmailAttachmentPayload) -> _Part:
     disposition = "inline" if attachment.is_inline else "attachment"
-    part["Content-Type"] = attachment.content_type + encode_parameter("name", attachment.filename)
-    part["Content-Transfer-Encoding"] = "base64"
-    part["Content-Disposition"] = disposition + encode_parameter("filename", attachment.filename)
+    fields = {
+        "Content-Type": attachment.content_type + encode_parameter("name", attachment.filename),
+        "Content-Transfer-Encoding": "base64",
+        "Content-Disposition": disposition + encode_parameter("filename", attachment.filename),
+    }
     if attachment.is_inline:
-        part["Content-ID"] = f"<{attachment.content_id}>"
-    part.set_payload(base64.encodebytes(attachment.content).decode("ascii"))
-    return part
+        fields["Content-ID"] = f"<{attachment.content_id}>"
+    return _Part(fields, _base64(attachment.content))
 
 
-def _multipart(subtype: str, children: Sequence[EmailMessage], message_id: str) -> EmailMessage:
-    part = EmailMessage(policy=_WIRE)
+def _base64(content: bytes) -> Iterator[bytes]:
+    """Lines of 76 characters, some at a time: a large file is never held encoded beside the mail."""
+    view = memoryview(content)
+    for start in range(0, len(view), _BASE64_AT_ONCE):
+        yield base64.encodebytes(view[start : start + _BASE64_AT_ONCE]).replace(b"\n", b"\r\n")
+
+
+def _multipart(subtype: str, children: Sequence[_Part], message_id: str) -> _Part:
     boundary = _boundary(subtype.partition(";")[0], message_id)
-    part["Content-Type"] = f'multipart/{subtype}; boundary="{boundary}"'
-    part.set_payload(list(children))
-    return part
+    fields = {"Content-Type": f'multipart/{subtype}; boundary="{boundary}"'}
+    return _Part(fields, _between(f"--{boundary}".encode(), children))
+
+
+def _between(delimiter: bytes, children: Sequence[_Part]) -> Iterator[bytes]:
+    for child in children:
+        yield delimiter + b"\r\n"
+        yield from child.pieces()
+        yield b"\r\n"
+    yield delimiter + b"--\r\n"
 
 
 def _boundary(subtype: str, message_id: str) -> str:
@@ -260,23 +269,48 @@ def _assert_says_what_was_meant(wire: bytes, parts: MailParts, names: list[str])
     line_ends = wire.count(b"\r\n")
     if wire.count(b"\r") != line_ends or wire.count(b"\n") != line_ends or b"\0" in wire:
         raise _unsafe("it would have a bare CR, LF or NUL")
-    if max(map(len, wire.split(b"\r\n"))) > MAX_LINE_OCTETS:
+    if _has_long_line(wire):
         raise _unsafe("it would have a line that is too long")
     read = _fields_of(wire)
     if [name for name, _ in read] != names:
         raise _unsafe("its header fields would not be the intended ones")
     bodies = dict(read)
-    meant = {"From": (parts.from_address,), "To": parts.to, "Cc": parts.cc, "Reply-To": (parts.reply_to,)}
-    for name, addresses in meant.items():
-        if name in bodies and [found for _, found in getaddresses([bodies[name]])] != list(addresses):
+    for name, addresses in (("To", parts.to), ("Cc", parts.cc), ("Reply-To", (parts.reply_to,))):
+        # No valid address has a comma or a blank in it.
+        if name in bodies and tuple(bodies[name].split(", ")) != addresses:
             raise _unsafe(f"its {name} would not be the intended one")
-    if str(make_header(decode_header(bodies["Subject"]))) != parts.subject:
+    if not _is_from(bodies["From"], parts.from_address):
+        raise _unsafe("its From would not be the intended one")
+    if _subject_of(bodies["Subject"]) != parts.subject:
         raise _unsafe("its subject would not be the intended one")
+
+
+def _has_long_line(wire: bytes) -> bool:
+    """Looks for a line end in every stretch that a line with its end may fill; copies nothing."""
+    start, longest = 0, MAX_LINE_OCTETS + 2
+    while len(wire) - start > MAX_LINE_OCTETS:
+        end = wire.rfind(b"\n", start, start + longest)
+        if end < 0:
+            return True
+        start = end + 1
+    return False
+
+
+def _is_from(body: str, address: str) -> bool:
+    """Whether a reader takes `body` for one mailbox, `address`; plain names need no parser."""
+    name, _, rest = body.rpartition(" <")
+    if body == address or (rest == f"{address}>" and _PLAIN_PHRASE.match(name)):
+        return True
+    return [found for _, found in getaddresses([body])] == [address]
+
+
+def _subject_of(body: str) -> str:
+    return str(make_header(decode_header(body))) if "=?" in body else body
 
 
 def _fields_of(wire: bytes) -> list[tuple[str, str]]:
     """The header fields of `wire`, unfolded, as a receiving server splits them."""
-    head = wire.partition(b"\r\n\r\n")[0].decode("utf-8")
+    head = wire[: max(0, wire.find(b"\r\n\r\n"))].decode("utf-8")
     lines = head.replace("\r\n ", " ").replace("\r\n\t", "\t").split("\r\n")
     return [(name, body.strip()) for name, _, body in (line.partition(":") for line in lines)]
 

@@ -225,14 +225,14 @@ def allowed_contacts(mails: Iterable[tuple[PersistentAgentCommsEndpoint, Mail]])
     if not wanted:
         return set()
     agents, addresses_ = zip(*wanted, strict=True)
-    entries = CommsAllowlistEntry.objects.annotate(lower=Lower("address")).filter(
+    entries = CommsAllowlistEntry.objects.alias(lower=Lower("address")).filter(
         agent__in=set(agents),
         lower__in=set(addresses_),
         channel=CommsChannel.EMAIL,
         is_active=True,
         allow_outbound=True,
     )
-    return set(entries.values_list("agent_id", "lower"))
+    return set(entries.values_list("agent_id", "address"))
 
 
 def check_recipients(

@@ -188,7 +188,7 @@ def _senders(mails: Sequence[NewMail]) -> dict[str, PersistentAgentCommsEndpoint
     found = {}
     if named:
         # By the expression that is indexed.
-        rows = endpoints.annotate(lower=Lower("address")).filter(lower__in=set(map(normalise, named)))
+        rows = endpoints.alias(lower=Lower("address")).filter(lower__in=set(map(normalise, named)))
         by_address = {endpoint.address: endpoint for endpoint in rows}
         found = {name: by_address[normalise(name)] for name in named if normalise(name) in by_address}
     if given:
@@ -280,7 +280,7 @@ def _contacts(drafts: Sequence[Draft]) -> dict[str, uuid.UUID]:
 
 def _known_contacts(wanted: Set[str]) -> dict[str, uuid.UUID]:
     # By the expression that is indexed: stored addresses are in lower case.
-    outside = PersistentAgentCommsEndpoint.objects.annotate(lower=Lower("address")).filter(
+    outside = PersistentAgentCommsEndpoint.objects.alias(lower=Lower("address")).filter(
         channel=CommsChannel.EMAIL, owner_agent__isnull=True, lower__in=wanted
     )
     return dict(outside.order_by().values_list("address", "pk"))

@@ -471,7 +471,7 @@ def test_what_is_not_referenced_stays_regular_and_prose_is_left_alone() -> None:
 def test_the_last_check_finds_bytes_that_say_something_else(
     spoil: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serialise = EmailMessage.as_bytes
-    monkeypatch.setattr(composition.EmailMessage, "as_bytes", lambda mail: spoil(serialise(mail)))  # type: ignore[operator]
+    serialised = composition._serialised
+    monkeypatch.setattr(composition, "_serialised", lambda mail: spoil(serialised(mail)))  # type: ignore[operator]
     with pytest.raises(InvalidMail, match="was not made"):
         compose(PARTS)

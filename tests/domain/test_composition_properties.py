@@ -1,15 +1,17 @@
 """Whatever an agent puts in: either InvalidMail, or bytes that say exactly that and nothing else."""
 
+import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from email import message_from_bytes
 from email.message import EmailMessage
-from email.policy import default
+from email.policy import SMTP, default
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gobii_email.domain.addresses import clean_display_name, parse_address
-from gobii_email.domain.attachments import clean_filename
+from gobii_email.domain.attachments import clean_content_type, clean_filename
 from gobii_email.domain.composition import (
     EmailAttachmentPayload,
     MailParts,
@@ -158,6 +160,56 @@ def test_any_mail_is_refused_or_says_what_was_meant(parts: MailParts) -> None:
         assert refused.field and refused.reason
         return
     assert_says(wire, parts)
+
+
+def by_the_library(parts: MailParts) -> EmailMessage:
+    """The content of the same mail as the standard library puts it together, all of it in base64."""
+    mail = EmailMessage(policy=SMTP)
+    inline = [file for file in parts.attachments if file.is_inline and parts.html]
+    mail.set_content(shown(parts.text), cte="base64")
+    if parts.html:
+        mail.add_alternative(shown(parts.html), subtype="html", cte="base64")
+    for file in inline:
+        mail.get_payload()[1].add_related(  # type: ignore[index, union-attr]
+            file.content,
+            *clean_content_type(file.content_type).partition(";")[0].split("/"),
+            cid=file.content_id,
+        )
+    for file in parts.attachments:
+        if file not in inline:
+            kind = clean_content_type(file.content_type).partition(";")[0].split("/")
+            mail.add_attachment(file.content, *kind, filename=clean_filename(file.filename))
+    return message_from_bytes(mail.as_bytes(), policy=default)  # type: ignore[return-value]
+
+
+def shown(body: str) -> str:
+    """`body` as a reader can be shown it: no controls, no half characters, one kind of line end."""
+    text = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "", body).encode("utf-8", "replace").decode()
+    return re.sub("\r\n|\r", "\n", text)
+
+
+def tree(mail: EmailMessage) -> list[tuple[str, bytes]]:
+    """Every part's type and decoded bytes, texts without their last line end and in one kind of them."""
+    found = []
+    for part in mail.walk():
+        content = b"" if part.is_multipart() else part.get_payload(decode=True)
+        assert isinstance(content, bytes)
+        is_body = part.get_content_maintype() == "text" and part.get_content_disposition() is None
+        text = content.replace(b"\r\n", b"\n").removesuffix(b"\n")
+        found.append((part.get_content_type(), text if is_body else content))
+    return found
+
+
+@QUICK
+@given(SAFE_MAIL, st.booleans())
+def test_a_mail_reads_as_one_that_the_standard_library_wrote(parts: MailParts, is_shown: bool) -> None:
+    html = parts.html + "".join(f'<img src="cid:{file.filename}">' for file in parts.attachments if is_shown)
+    html, files = match_inline_images(html, parts.attachments)
+    parts = replace(parts, html=html, text=parts.text.rstrip("\r\n"), attachments=files)
+    ours, theirs = message_from_bytes(compose(parts), policy=default), by_the_library(parts)
+    assert isinstance(ours, EmailMessage)
+    assert [defect for part in ours.walk() for defect in part.defects] == []
+    assert tree(ours) == tree(theirs)
 
 
 @QUICK
