@@ -106,7 +106,10 @@ class RedisLimiter:
         rows = self._ask("entries", scopes)
         windows = [window for scope in scopes for window in scope.windows]
         spent = [_left(window, row) for window, row in zip(windows, rows, strict=True)]
-        return self._now() + time_of_last(cost, list(zip(windows, spent, strict=True)))
+        try:
+            return self._now() + time_of_last(cost, list(zip(windows, spent, strict=True)))
+        except OverflowError:
+            return None  # not before the year 10000
 
     def _ask(self, method: str, scopes: Sequence[LimitScope], **facts: object) -> Any:
         request: dict[str, object] = {"spans": _SPANS, "scopes": _plain(scopes), **facts}
