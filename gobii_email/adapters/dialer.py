@@ -215,25 +215,61 @@ def resolve_and_vet(host: str, port: int, policy: DialPolicy, deadline: Deadline
     return addresses
 
 
-def dial(host: str, port: int, policy: DialPolicy, deadline: Deadline) -> socket.socket:
+class VettedAddresses:
+    """What was found for a host a moment ago, so that not every connection asks the resolver.
+
+    Good addresses only, for `lifetime`, by host, port and policy; safe to use from all threads.
+    """
+
+    def __init__(self, lifetime: timedelta = timedelta(seconds=30), max_hosts: int = 1000) -> None:
+        self._lifetime = lifetime.total_seconds()
+        self._max_hosts = max_hosts
+        self._known: dict[tuple[str, int, DialPolicy], tuple[float, Sequence[Address]]] = {}
+
+    def of(self, host: str, port: int, policy: DialPolicy, deadline: Deadline) -> Sequence[Address]:
+        """As `resolve_and_vet`, which is asked where nothing is known any more."""
+        until, addresses = self._known.get((host, port, policy), (0.0, ()))
+        if time.monotonic() >= until:
+            addresses = resolve_and_vet(host, port, policy, deadline)
+            if len(self._known) >= self._max_hosts:
+                self._known.clear()
+            self._known[host, port, policy] = (time.monotonic() + self._lifetime, addresses)
+        return addresses
+
+    def forget(self, host: str, port: int, policy: DialPolicy) -> None:
+        self._known.pop((host, port, policy), None)
+
+
+def dial(
+    host: str, port: int, policy: DialPolicy, deadline: Deadline, known: VettedAddresses | None = None
+) -> socket.socket:
     """A connected socket to a vetted address of `host`, trying the next one when one fails.
 
-    Raises DialFailed. The name is resolved once; the address judged is the address connected to.
+    Raises DialFailed. The name is resolved once, or not at all where `known` still has its addresses
+    from a dial that did not fail; the address judged is the address connected to.
     """
-    addresses = resolve_and_vet(host, port, policy, deadline)[:MAX_ADDRESSES_DIALLED]
+    find = resolve_and_vet if known is None else known.of
+    addresses = find(host, port, policy, deadline)[:MAX_ADDRESSES_DIALLED]
     failure = DialFailed(Cause.TIMEOUT, _too_slow(host, port, deadline))
     for position, address in enumerate(addresses):
         try:
             share = deadline.seconds_left() / (len(addresses) - position)
             return _connect(address, port, share)
-        except TimeoutError:
-            failure = DialFailed(Cause.TIMEOUT, _too_slow(host, port, deadline))
-        except ConnectionRefusedError:
-            text = f"{_shown(host)} refuses connections on port {port}."
-            failure = DialFailed(Cause.CONNECTION_REFUSED, text)
-        except OSError:
-            failure = DialFailed(Cause.CONNECTION_LOST, f"{_shown(host)} cannot be reached on port {port}.")
+        except OSError as error:
+            failure = _connect_failure(error, host, port, deadline)
+            if known is not None:
+                known.forget(host, port, policy)
     raise failure
+
+
+def _connect_failure(error: OSError, host: str, port: int, deadline: Deadline) -> DialFailed:
+    match error:
+        case TimeoutError():
+            return DialFailed(Cause.TIMEOUT, _too_slow(host, port, deadline))
+        case ConnectionRefusedError():
+            text = f"{_shown(host)} refuses connections on port {port}."
+            return DialFailed(Cause.CONNECTION_REFUSED, text)
+    return DialFailed(Cause.CONNECTION_LOST, f"{_shown(host)} cannot be reached on port {port}.")
 
 
 def _connect(address: Address, port: int, seconds: float) -> socket.socket:

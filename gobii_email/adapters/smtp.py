@@ -6,7 +6,7 @@ together. Everything a server or network does is in the outcomes; exceptions are
 
 import contextlib
 
-from gobii_email.adapters.dialer import Deadline, DialPolicy
+from gobii_email.adapters.dialer import Deadline, DialPolicy, VettedAddresses
 from gobii_email.adapters.smtp_dialogue import Deadlines, Dialogue
 from gobii_email.adapters.smtp_login import build_xoauth2_string
 from gobii_email.adapters.smtp_pool import SmtpPool
@@ -36,10 +36,11 @@ class SmtpTransport:
         self._deadlines = deadlines
         self._local_hostname = local_hostname
         self._pool = SmtpPool()
+        self._known = VettedAddresses()
 
     def open(self, server: SmtpServer, reuse: Reuse) -> Sender:
         """A sender for one account's turn; dials nothing yet."""
-        return SmtpSender(server, reuse, self._pool, lambda: self._dialogue(server))
+        return SmtpSender(server, reuse, self._pool, lambda: self._dialogue(server, known=self._known))
 
     def close_all(self) -> None:
         """Closes the connections that wait for a next sender, as at shutdown."""
@@ -63,5 +64,7 @@ class SmtpTransport:
         with contextlib.closing(self._dialogue(server, within=Deadline(self._deadlines.probe))) as dialogue:
             return probe(dialogue, sender, recipient)
 
-    def _dialogue(self, server: SmtpServer, within: Deadline | None = None) -> Dialogue:
-        return Dialogue(server, self._policy, self._deadlines, self._local_hostname, within)
+    def _dialogue(
+        self, server: SmtpServer, within: Deadline | None = None, known: VettedAddresses | None = None
+    ) -> Dialogue:
+        return Dialogue(server, self._policy, self._deadlines, self._local_hostname, within, known)

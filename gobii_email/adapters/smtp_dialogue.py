@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
 
-from gobii_email.adapters.dialer import Deadline, DialPolicy, ascii_host, dial
+from gobii_email.adapters.dialer import Deadline, DialPolicy, VettedAddresses, ascii_host, dial
 from gobii_email.adapters.smtp_login import login_for
 from gobii_email.adapters.smtp_session import HEARTBEAT_SECONDS, Broken, Denied, SmtpSession
 from gobii_email.adapters.tls import client_context
@@ -85,6 +85,7 @@ class Dialogue:
     """A connection that carries one message after the other; knows how far it came when it ends.
 
     `messages` counts those it was used for. `is_at_command` says that the server awaits a command.
+    Without `known`, addresses and certificates are looked up and verified anew, as a test should.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Dialogue:
         deadlines: Deadlines,
         local_hostname: str,
         within: Deadline | None = None,
+        known: VettedAddresses | None = None,
     ) -> None:
         self.server = server
         self.deadlines = deadlines
@@ -102,6 +104,7 @@ class Dialogue:
         self.messages = 0
         self._policy = policy
         self._within = within
+        self._known = known
         self._begun_at = time.monotonic()
         self._tls = ""
         self._peer_address = ""
@@ -189,7 +192,11 @@ class Dialogue:
     def dial(self) -> str:
         self.enter(Stage.CONNECT, "the connection", self.deadlines.connect)
         self.session.peer_name = ascii_host(self.server.host)
-        self.session.sock = dial(self.server.host, self.server.port, self._policy, self.session.deadline)
+        if self._known is not None:
+            self.session.endpoint = (self.session.peer_name, self.server.port, str(self.server.security))
+        self.session.sock = dial(
+            self.server.host, self.server.port, self._policy, self.session.deadline, self._known
+        )
         try:
             self._peer_address = str(self.session.sock.getpeername()[0])
         except OSError:
@@ -214,6 +221,7 @@ class Dialogue:
         said = self.expect(self.session.introduce(), 250)
         offered = self.session.esmtp_features
         self._extensions = tuple(name for name in _EXTENSIONS_THAT_COUNT if name.lower() in offered)
+        self.session.remember_encryption()
         self.is_at_command = True
         return said
 
@@ -289,7 +297,8 @@ class Dialogue:
     def _stop_the_clock(self) -> None:
         now = time.monotonic()
         spent = round((now - self._entered_at) * 1000)
-        self._stage_ms[self.stage.value] = self._stage_ms.get(self.stage.value, 0) + spent
+        stage = str(self.stage)
+        self._stage_ms[stage] = self._stage_ms.get(stage, 0) + spent
         self._entered_at = now
 
     def _tell(self) -> None:

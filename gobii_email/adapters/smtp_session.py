@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 from gobii_email.adapters.dialer import Deadline
-from gobii_email.adapters.tls import tls_loss
+from gobii_email.adapters.tls import Endpoint, forget_session, remember_session, session_to_resume, tls_loss
 from gobii_email.domain.outcomes import Cause
 from gobii_email.domain.smtp_replies import Reply, reply_from
 
@@ -54,16 +54,15 @@ class SmtpSession(smtplib.SMTP):
 
     `doing` names the step in sentences. `on_wait` is called at the start of each wait for the
     network, and again at least every `HEARTBEAT_SECONDS`. `owed` counts the replies to what was
-    asked that have not been heard yet.
+    asked that have not been heard yet. With an `endpoint`, TLS sessions are resumed.
     """
-
-    ehlo_msg = "EHLO"
 
     def __init__(
         self, host: str, *, local_hostname: str, deadline: Deadline, on_wait: Callable[[], None]
     ) -> None:
         super().__init__(local_hostname=local_hostname)
         self.peer_name = host
+        self.endpoint: Endpoint | None = None
         self.deadline = deadline
         self.doing = "the connection"
         self.owed = 0
@@ -84,9 +83,9 @@ class SmtpSession(smtplib.SMTP):
             found = _REPLY_LINE.fullmatch(line.rstrip(b"\r\n"))
             if not found or (code and found.group(1) != code):
                 self._break(Cause.PROTOCOL_ERROR, "What {host} sent during {doing} is not SMTP.")
-            code = found.group(1)
-            texts.append((found.group(3) or b"").strip())
-            if found.group(2) != b"-":
+            code, sign, text = found.groups(b"")
+            texts.append(text.strip())
+            if sign != b"-":
                 return int(code), b"\n".join(texts)
             if len(texts) >= MAX_REPLY_LINES:
                 self._too_large()
@@ -159,8 +158,11 @@ class SmtpSession(smtplib.SMTP):
     def introduce(self) -> Reply:
         """The reply to EHLO, or to HELO where EHLO is not known; the extensions are kept."""
         self.raise_early_answer()
-        code, text = self.ehlo()
-        if code in (500, 502):
+        self.esmtp_features = {}
+        code, text = self.docmd("EHLO", self.local_hostname)
+        if code == 250:
+            self.esmtp_features = _extensions(text)
+        elif code in (500, 502):
             code, text = self.docmd("HELO", self.local_hostname)
         return reply_from(code, self.masked(text))
 
@@ -180,16 +182,27 @@ class SmtpSession(smtplib.SMTP):
 
     def encrypt(self, context: ssl.SSLContext) -> str:
         """Turns the connection into a verified TLS one; returns its version."""
+        resumed = self.endpoint and session_to_resume(context, self.endpoint)
         try:
             secured = context.wrap_socket(
-                self._socket, server_hostname=self.peer_name, do_handshake_on_connect=False
+                self._socket, server_hostname=self.peer_name, do_handshake_on_connect=False, session=resumed
             )
         except (OSError, ValueError) as error:
             raise Broken(*tls_loss(error)) from None
         self.sock = secured
         self._timeout = None
-        self._shake_hands(secured)
+        try:
+            self._shake_hands(secured)
+        except Broken:
+            if self.endpoint:
+                forget_session(context, self.endpoint)
+            raise
         return secured.version() or ""
+
+    def remember_encryption(self) -> None:
+        """Lets the next connection to this endpoint resume the session of this one."""
+        if self.endpoint and isinstance(self.sock, ssl.SSLSocket):
+            remember_session(self.sock, self.endpoint)
 
     def _shake_hands(self, secured: ssl.SSLSocket) -> None:
         while True:
@@ -262,6 +275,20 @@ class SmtpSession(smtplib.SMTP):
 
     def _break(self, cause: Cause, text: str) -> NoReturn:
         raise Broken(cause, text.format(host=self.peer_name, doing=self.doing)) from None
+
+
+def _extensions(text: bytes) -> dict[str, str]:
+    """The keywords in an answer to EHLO, in lower case, with their parameters (RFC 5321 section 4.1.1.1)."""
+    found: dict[str, str] = {}
+    for line in text.decode("latin-1").split("\n")[1:]:
+        if line[:5].upper() == "AUTH=":
+            # Said by old servers, beside the line that counts or in its place.
+            line = f"AUTH {line[5:]}"
+        keyword, _, parameters = line.partition(" ")
+        keyword, parameters = keyword.lower(), parameters.strip()
+        is_more = keyword == "auth" and keyword in found
+        found[keyword] = f"{found[keyword]} {parameters}" if is_more else parameters
+    return found
 
 
 def _without(secret: bytes, text: bytes) -> bytes:

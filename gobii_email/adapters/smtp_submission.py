@@ -24,6 +24,7 @@ COMMANDS_AT_ONCE = 100
 HEARING_OUT = timedelta(seconds=5)
 
 _RECIPIENT_TAKEN = (250, 251, 252)
+_NO_XTEXT = re.compile(r"[^!-*,-<>-~]")
 _QUEUE_IDS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -267,4 +268,4 @@ def _is_goodbye(ended: Broken | Denied) -> bool:
 
 def _xtext(text: str) -> str:
     """RFC 3461 section 4."""
-    return re.sub(r"[^!-*,-<>-~]", lambda found: f"+{ord(found.group()):02X}", text)
+    return _NO_XTEXT.sub(lambda found: f"+{ord(found.group()):02X}", text)
