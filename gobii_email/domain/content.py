@@ -31,8 +31,7 @@ _PAGE_HEAD = re.compile(r"<title\b[^<>]*>[^<]*</title\s*>|<(?:meta|link|base)\b[
 _PAGE_TAG = re.compile(r"<!doctype\b[^<>]*>|</?(?:html|head|body)\b[^<>]*>", re.IGNORECASE)
 _MARKDOWN_BLOCK = re.compile(
     r"^ {0,3}(?:\#{1,6}[ \t]+\S|[-*+][ \t]+\S|\d{1,9}[.)][ \t]+\S|>[ \t]?\S|```|~~~"
-    r"|(?:-{3,}|\*{3,}|_{3,})[ \t]*$|\|?[ \t]*:?-+:?[ \t]*\|[-|: \t]*$)",
-    re.MULTILINE,
+    r"|(?:-{3,}|\*{3,}|_{3,})[ \t]*$|\|?[ \t]*:?-+:?[ \t]*\|[-|: \t]*$)"
 )
 _LIST_LINE = re.compile(r"^[ \t]*(?:[-*+]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
 _LINK = re.compile(r"\[([^\[\]\n]+)\]\(((?:https?:|mailto:)[^()\s\"<>]+)\)", re.IGNORECASE)
@@ -43,6 +42,8 @@ _EMPHASES = (
     (re.compile(r"(?<![\w*/])\*(?=[^\s*/])([^*\n]{1,500}?)(?<=[^\s*])\*(?![\w*/])"), "em"),
     (re.compile(r"(?<!\w)_(?=[^\s_])([^\n]{1,500}?)(?<=[^\s_])_(?!\w)"), "em"),
 )
+_INLINE_MARK = re.compile(r"[*_`~\[]")
+"""What any Markdown within a line has."""
 _MARKDOWN_INLINE = (re.compile(r"`[^`\n]+`"), _LINK, *(pattern for pattern, _ in _EMPHASES))
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _CODE_ELEMENT = re.compile(r"<(code|kbd|samp|tt)\b[^<>]*>.*?(?:</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
@@ -81,6 +82,8 @@ def decode_escapes(text: str) -> str:
 
     Surrogate pairs are joined; half a pair becomes U+FFFD.
     """
+    if "\\" not in text and text.isascii():
+        return text
     decoded = re.sub(r"\\{1,2}u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
     decoded = re.sub(
         r"\\{1,2}U(000[0-9a-fA-F]{5}|0010[0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), decoded
@@ -106,7 +109,14 @@ def _with_line_breaks(text: str) -> str:
 
 
 def _has_markdown(text: str) -> bool:
-    return bool(_MARKDOWN_BLOCK.search(text)) or any(pattern.search(text) for pattern in _MARKDOWN_INLINE)
+    return _has_block(text) or (
+        bool(_INLINE_MARK.search(text)) and any(pattern.search(text) for pattern in _MARKDOWN_INLINE)
+    )
+
+
+def _has_block(text: str) -> bool:
+    """Line by line, since a search would begin at every character."""
+    return any(map(_MARKDOWN_BLOCK.match, text.split("\n")))
 
 
 def _html_from_plain(text: str) -> str:
@@ -164,10 +174,12 @@ def _repaired_run(run: str, *, is_top: bool) -> str:
     Loose text at the top that spans lines is rendered as a document of its own; inside an element only
     a list is, since a lone "- 5" may well be a number.
     """
+    if "\n" not in run and not is_top and not _INLINE_MARK.search(run):
+        return run
     text = cleandoc(run)
     if not text:
         return run
-    is_document = ("\n" in text and "<br" not in text.lower()) or bool(_MARKDOWN_BLOCK.search(text))
+    is_document = ("\n" in text and "<br" not in text.lower()) or _has_block(text)
     if is_document if is_top else len(_LIST_LINE.findall(text)) >= 2:
         return f"\n{_html_from_markdown(text)}\n"
     return _repaired_inline(run)

@@ -1,22 +1,26 @@
 """One message a line: reading NDJSON into mails, with what is wrong in every line that is no mail.
 
-Streams: a file may be longer than memory. Whether a mail may be sent is asked of services/write.
+Streams: a file may be longer than memory, also between the judging of its lines and their writing. Whether
+a mail may be sent is asked of services/write.
 """
 
 import hashlib
 import json
+import pickle
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
 
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.services.submit import BULK, IdempotencyConflict, Options
-from gobii_email.services.write import NewMail, Prepared, prepare
+from gobii_email.services.write import NewMail, Prepared, Problem, prepare
 
-CHUNK = 200
+CHUNK = 250
+MOST_IN_MEMORY = 32 * 1024 * 1024
 MAX_LINE_BYTES = 50_000_000
 
 _REQUIRED = ("from", "to", "subject", "body")
@@ -37,10 +41,15 @@ class Line:
     number: int
     mail: NewMail | None
     problem: InvalidMail | None = None
+    ready: Prepared | None = None
 
     @property
     def complaint(self) -> str:
         return f"line {self.number}: {self.problem}"
+
+
+Ready = tuple[int, Prepared]
+"""A line's number and its mail, ready to be written."""
 
 
 def read_lines(lines: Iterable[bytes], *, priority: str = BULK) -> Iterator[Line]:
@@ -59,17 +68,46 @@ def read_lines(lines: Iterable[bytes], *, priority: str = BULK) -> Iterator[Line
             yield Line(number, mail)
 
 
-def checked_lines(lines: Iterable[bytes], *, priority: str = BULK) -> Iterator[Line]:
-    """The same, with each mail judged as submission will."""
+def prepared_lines(lines: Iterable[bytes], *, priority: str = BULK) -> Iterator[Line]:
+    """The same, with each mail judged as submission will, and ready to be written if it is good."""
     rows = read_lines(lines, priority=priority)
     while chunk := list(islice(rows, CHUNK)):
         found = iter(prepare([row.mail for row in chunk if row.mail is not None]))
         for row in chunk:
-            ready = next(found) if row.mail is not None else None
-            if ready is None or isinstance(ready, Prepared):
-                yield row
-            else:
-                yield Line(row.number, None, as_invalid(ready))
+            yield row if row.mail is None else _judged(row, next(found))
+
+
+def _judged(line: Line, found: Prepared | Problem) -> Line:
+    if isinstance(found, Prepared):
+        return replace(line, ready=found)
+    return Line(line.number, None, as_invalid(found))
+
+
+class Spool:
+    """Good lines between their judgement and their writing, in a file of its own once they are many.
+
+    Nothing is written before every line is judged, and rendering is too dear to be done twice.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=MOST_IN_MEMORY)  # noqa: SIM115
+        self.count = 0
+
+    def put(self, lines: Iterable[Line]) -> None:
+        rows = iter(lines)
+        while chunk := [(line.number, line.ready) for line in islice(rows, CHUNK)]:
+            pickle.dump(chunk, self._file, protocol=pickle.HIGHEST_PROTOCOL)
+            self.count += len(chunk)
+
+    def chunks(self) -> Iterator[list[Ready]]:
+        """What was put, in order and in pieces of at most `CHUNK`; the spool is gone afterwards."""
+        self._file.seek(0)
+        with self._file as file:
+            left = self.count
+            while left:
+                chunk = pickle.load(file)  # noqa: S301 - written above, and seen by nobody else
+                left -= len(chunk)
+                yield chunk
 
 
 def as_invalid(problem: InvalidMail | IdempotencyConflict) -> InvalidMail:

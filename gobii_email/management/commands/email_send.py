@@ -5,15 +5,12 @@ management/batch_file. A batch with a bad line sends nothing, unless told to kee
 """
 
 import mimetypes
-import shutil
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import datetime, timedelta
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,12 +21,12 @@ from gobii_email.domain.composition import EmailAttachmentPayload
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.lifecycle import MessageStatus, OnDoubt
 from gobii_email.management.batch_file import (
-    CHUNK,
     Line,
+    Ready,
+    Spool,
     as_invalid,
-    checked_lines,
     moment,
-    read_lines,
+    prepared_lines,
     split_addresses,
 )
 from gobii_email.management.message_argument import as_sentence, printable
@@ -38,7 +35,7 @@ from gobii_email.management.terminal import EmailCommand, length_of_time
 from gobii_email.models import PersistentAgentMessage
 from gobii_email.services.status import delivery_status, is_over
 from gobii_email.services.submit import BULK, PRIORITIES, IdempotencyConflict, Options
-from gobii_email.services.write import NewMail, write
+from gobii_email.services.write import NewMail, write, write_prepared
 
 GOOD = frozenset({MessageStatus.SENT, MessageStatus.DELIVERED})
 _OF_ONE_MESSAGE = (
@@ -176,34 +173,22 @@ class Command(EmailCommand):
             )
 
     def _send_batch(self, name: str, wait: timedelta | None, *, priority: str, keep_going: bool) -> None:
-        self._bad: set[int] = set()
-        with self._opened(name) as file:
-            good = self._judge(file, priority)
-            if self._bad and not keep_going:
-                text = f"{_lines(len(self._bad))} bad: nothing was sent. Correct them, or use --keep-going."
-                raise CommandError(text, returncode=1)
-            file.seek(0)
-            sent: dict[uuid.UUID, int | None] = {}
-            for line, message in self._queue(file, good, priority):
-                sent[message.pk] = line.number
-                if wait is None:
-                    self._tell_queued(line, message)
+        self._bad = 0
+        spool = Spool()
+        with nullcontext(sys.stdin.buffer) if name == "-" else self._file(name) as file:
+            spool.put(self._good_lines(file, priority))
+        if self._bad and not keep_going:
+            text = f"{_lines(self._bad)} bad: nothing was sent. Correct them, or use --keep-going."
+            raise CommandError(text, returncode=1)
+        sent: dict[uuid.UUID, int | None] = {}
+        for number, message in self._queue(spool):
+            sent[message.pk] = number
+            if wait is None:
+                self._tell_queued(number, message)
         if wait is not None:
             self._wait_for(sent, wait)
         if self._bad:
-            raise CommandError(f"{_lines(len(self._bad))} bad; {len(sent)} queued.", returncode=1)
-
-    @contextmanager
-    def _opened(self, name: str) -> Iterator[IO[bytes]]:
-        """The batch, to be read twice: what cannot be rewound is put in a temporary file first."""
-        with nullcontext(sys.stdin.buffer) if name == "-" else self._file(name) as source:
-            if name != "-" and source.seekable():
-                yield source
-                return
-            with tempfile.TemporaryFile() as copy:
-                shutil.copyfileobj(source, copy)
-                copy.seek(0)
-                yield copy
+            raise CommandError(f"{_lines(self._bad)} bad; {len(sent)} queued.", returncode=1)
 
     def _file(self, name: str) -> IO[bytes]:
         try:
@@ -212,52 +197,47 @@ class Command(EmailCommand):
             text = f"{name} cannot be read: {problem.strerror}."
             self.fail(text, field="batch", remedy="Give an NDJSON file.")
 
-    def _judge(self, file: Iterable[bytes], priority: str) -> int:
-        """Reads all lines, complains about the bad ones, and answers how many are good."""
-        good = 0
+    def _good_lines(self, file: Iterable[bytes], priority: str) -> Iterator[Line]:
+        """Reads all lines, and complains about the bad ones."""
         with Progress("read", 0, sys.stderr) as progress:
-            for line in checked_lines(file, priority=priority):
+            for line in prepared_lines(file, priority=priority):
                 if line.problem is None:
-                    good += 1
+                    yield line
                 else:
                     self._complain(line.number, line.problem)
                 progress.at(line.number)
-        return good
 
     def _complain(self, number: int, problem: InvalidMail) -> None:
-        self._bad.add(number)
+        self._bad += 1
         if self.is_json:
             error = {"field": problem.field, "reason": problem.reason, "remedy": problem.remedy}
             self.answer({"line": number, "error": error}, True, "")
         else:
             self.stderr.write(printable(f"line {number}: {problem}"))
 
-    def _queue(
-        self, file: Iterable[bytes], total: int, priority: str
-    ) -> Iterator[tuple[Line, PersistentAgentMessage]]:
-        """Queues the good lines in chunks; each with its message."""
-        good = (line for line in read_lines(file, priority=priority) if line.number not in self._bad)
+    def _queue(self, spool: Spool) -> Iterator[tuple[int, PersistentAgentMessage]]:
+        """Queues the good lines in chunks; the number of each with its message."""
         done = 0
-        with Progress("queued", total, sys.stderr) as progress:
-            while chunk := list(islice(good, CHUNK)):
+        with Progress("queued", spool.count, sys.stderr) as progress:
+            for chunk in spool.chunks():
                 yield from self._written(chunk)
                 done += len(chunk)
                 progress.at(done)
 
-    def _written(self, chunk: list[Line]) -> list[tuple[Line, PersistentAgentMessage]]:
+    def _written(self, chunk: list[Ready]) -> list[tuple[int, PersistentAgentMessage]]:
         try:
-            messages = write([line.mail for line in chunk if line.mail is not None])
+            messages = write_prepared([ready for _, ready in chunk])
         except (InvalidMail, IdempotencyConflict) as problem:
             # It was good when it was read: something changed since, so each stands for itself.
             if len(chunk) > 1:
-                return [pair for line in chunk for pair in self._written([line])]
-            self._complain(chunk[0].number, as_invalid(problem))
+                return [pair for one in chunk for pair in self._written([one])]
+            self._complain(chunk[0][0], as_invalid(problem))
             return []
-        return list(zip(chunk, messages, strict=True))
+        return [(number, message) for (number, _), message in zip(chunk, messages, strict=True)]
 
-    def _tell_queued(self, line: Line, message: PersistentAgentMessage) -> None:
+    def _tell_queued(self, number: int, message: PersistentAgentMessage) -> None:
         document = {
-            "line": line.number,
+            "line": number,
             "message_id": message.pk,
             "rfc_message_id": message.rfc_message_id,
             "status": message.latest_status,
