@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 # Up to here one write is cheaper than two; beyond it a copy is dearer.
 JOINED_BYTES = 64 * 1024
-PART_BYTES = 1024 * 1024
+PART_BYTES = 256 * 1024
 
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 

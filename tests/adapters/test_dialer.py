@@ -1,5 +1,6 @@
 """Which hosts, addresses and ports may be dialled; tables against the real judgement, sockets on loopback."""
 
+import dataclasses
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from gobii_email.adapters.dialer import (
     Deadline,
     DialFailed,
     DialPolicy,
+    VettedAddresses,
     ascii_host,
     dial,
     resolve_and_vet,
@@ -282,6 +284,75 @@ def test_a_rebinding_resolver_is_asked_once_for_each_dial() -> None:
         with pytest.raises(DialFailed) as caught:
             dial("mail.example", server.port, opened, soon())
     assert caught.value.cause is Cause.ADDRESS_NOT_ALLOWED
+
+
+def _counting(*answers: str) -> tuple[list[str], DialPolicy]:
+    asked: list[str] = []
+
+    def resolver(host: str, _port: int) -> Sequence[str]:
+        asked.append(host)
+        return answers
+
+    return asked, DialPolicy((ip_network("127.0.0.0/8"),), frozenset({587, 465}), resolver)
+
+
+def test_vetted_addresses_are_known_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, opened = _counting("127.0.0.1")
+    known, now = VettedAddresses(timedelta(seconds=30)), time.monotonic()
+    for passed, times in [(0, 1), (29, 1), (31, 2), (60, 2), (62, 3)]:
+        monkeypatch.setattr(time, "monotonic", lambda passed=passed: now + passed)
+        assert known.of("mail.example", 587, opened, soon()) == [ip_address("127.0.0.1")]
+        assert len(asked) == times
+
+
+def test_what_is_known_holds_for_its_host_port_and_policy_alone() -> None:
+    asked, opened = _counting("127.0.0.1")
+    known = VettedAddresses()
+    for host, port in [("a.example", 587), ("b.example", 587), ("a.example", 465), ("a.example", 587)]:
+        known.of(host, port, opened, soon())
+    assert asked == ["a.example", "b.example", "a.example"]
+    with pytest.raises(DialFailed):
+        known.of("a.example", 587, DialPolicy((), frozenset({587}), opened.resolver), soon())
+    with pytest.raises(DialFailed):
+        known.of("a.example", 25, opened, soon())
+
+
+def test_refusals_are_not_kept() -> None:
+    asked, opened = _counting("169.254.169.254")
+    known = VettedAddresses()
+    for _ in range(2):
+        with pytest.raises(DialFailed):
+            known.of("mail.example", 587, opened, soon())
+    assert len(asked) == 2
+
+
+def test_only_so_many_hosts_are_known() -> None:
+    asked, opened = _counting("127.0.0.1")
+    known = VettedAddresses(max_hosts=2)
+    for host in ("a.example", "b.example", "c.example", "c.example", "a.example"):
+        known.of(host, 587, opened, soon())
+    assert asked == ["a.example", "b.example", "c.example", "a.example"]
+
+
+def test_addresses_are_forgotten_when_one_cannot_be_dialled() -> None:
+    with RawServer(Script.hang) as server:
+        asked, opened = _counting("127.0.0.1")
+        opened = dataclasses.replace(opened, allowed_ports=frozenset({server.port}))
+        known = VettedAddresses()
+        for _ in range(2):
+            dial("mail.example", server.port, opened, soon(), known).close()
+        assert len(asked) == 1
+    for times in (1, 2):
+        with pytest.raises(DialFailed):
+            dial("mail.example", server.port, opened, soon(), known)
+        assert len(asked) == times
+
+
+def test_no_thread_is_started_for_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, opened = _counting("127.0.0.1")
+    monkeypatch.setattr(threading, "Thread", None)
+    assert resolve_and_vet("127.0.0.1", 587, opened, soon()) == [ip_address("127.0.0.1")]
+    assert asked == []
 
 
 def test_the_next_address_is_dialled_when_one_refuses() -> None:
