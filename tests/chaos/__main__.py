@@ -69,17 +69,23 @@ def _run(given: argparse.Namespace, directory: Path) -> Report:
 
 def main() -> int:
     given = _arguments()
-    if given.peers:
-        from tests.chaos.peers.compare import compare
-
-        return compare(given.mails, given.seed, given.report, given.only)
     directory = given.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        report = _run(given, directory)
+        return _compare(given, directory) if given.peers else _prove(given, directory)
     finally:
         if given.keep is None:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _compare(given: argparse.Namespace, directory: Path) -> int:
+    from tests.chaos.peers.compare import compare
+
+    return compare(given.mails, given.seed, given.report, given.only, directory)
+
+
+def _prove(given: argparse.Namespace, directory: Path) -> int:
+    report = _run(given, directory)
     document = {"seed": given.seed, "database": given.database, **report.document()}
     if given.report:
         given.report.write_text(json.dumps(document, indent=1) + "\n")

@@ -8,7 +8,6 @@ import contextlib
 import os
 import sqlite3
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from gobii_email.testing.postgres import EmbeddedPostgres
 from gobii_email.testing.stack import Process, eventually
 from gobii_email.testing.valkey import EmbeddedValkey
 
-PASSWORD = "chaos-pässwörd"
+PASSWORD = "chaos-S3cret"
 
 
 class Database:
@@ -116,13 +115,3 @@ class Arena(ABC):
         pid = process_behind(trap.peer, groups)
         if pid is not None and trap.name in self._acts:
             self._acts[trap.name](trap, groups[os.getpgid(pid)])
-
-
-def fresh_database(server: EmbeddedPostgres) -> str:
-    """The address of a new, empty database on `server`."""
-    import psycopg
-
-    name = f"chaos_{time.monotonic_ns()}"
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
-    return f"{server.url.rpartition('/')[0]}/{name}"

@@ -1,5 +1,6 @@
 """Safeties, each taken out by a function of its name: with it gone the books must not balance any more."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -15,9 +16,18 @@ def mark() -> None:
 
 def fence() -> None:
     """Whoever once held an attempt may write to it for ever."""
+    from django.utils import timezone
+
+    from gobii_email.models import OutboundMessageAttempt, queue
     from gobii_email.models.attempts import AttemptQuerySet
 
     def unfenced(self: AttemptQuerySet, attempt_id: Any, token: Any) -> AttemptQuerySet:
         return self.filter(pk=attempt_id)
 
+    def mark_unfenced(marks: Sequence[queue.Mark], **_: Any) -> set[Any]:
+        ids = {one.id for one in marks}
+        OutboundMessageAttempt.objects.filter(pk__in=ids).update(marked_at=timezone.now())
+        return ids
+
     AttemptQuerySet.held_by = unfenced  # type: ignore[method-assign]
+    queue.mark = mark_unfenced  # type: ignore[assignment]

@@ -23,10 +23,10 @@ def die_at(place: str) -> None:
 
 def install() -> None:
     from gobii_email.domain.smtp_replies import Stage
-    from gobii_email.services import deliver
+    from gobii_email.services.deliver import Turn
     from gobii_email.services.lease import Lease
 
-    reached, mark, settle = Lease.reached, Lease.mark, deliver.settle
+    reached, mark, settle = Lease.reached, Lease.mark, Turn.settle
 
     def dying_reached(self: Lease, stage: Stage) -> None:
         if stage is Stage.CONNECT:
@@ -38,12 +38,12 @@ def install() -> None:
         mark(self)
         die_at("marked")
 
-    def dying_settle(*arguments: Any, **named: Any) -> bool:
+    def dying_settle(self: Turn, *arguments: Any, **named: Any) -> None:
         die_at("before_settlement")
-        return settle(*arguments, **named)
+        settle(self, *arguments, **named)
 
     Lease.reached, Lease.mark = dying_reached, dying_mark  # type: ignore[method-assign]
-    deliver.settle = dying_settle
+    Turn.settle = dying_settle  # type: ignore[method-assign]
 
 
 if WHERE:

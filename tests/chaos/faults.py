@@ -94,21 +94,24 @@ def _worker_trap(arena: Arena, rule: Rule, end: Callable[[Trap, Process], None])
     return bool(struck)
 
 
-def _freeze_past_the_lease(arena: Arena, chance: random.Random) -> bool:
+def _freeze_at(stage: str) -> Callable[..., bool]:
     """SIGSTOP until others have taken its mail over, then SIGCONT: a dead man who comes back."""
-    frozen: list[Process] = []
-    stage = chance.choice(["rcpt", "before_dot", "dot", "after_dot"])
 
-    def freeze(trap: Trap, worker: Process) -> None:
-        worker.freeze()
-        frozen.append(worker)
+    def act(arena: Arena, chance: random.Random) -> bool:
+        frozen: list[Process] = []
 
-    arena.trap(Rule(stage, "trap", name="freeze"), freeze).wait(STRIKES_WITHIN_SECONDS)
-    arena.oracle.set_rules()
-    time.sleep(LEASE_SECONDS * 2)
-    for worker in frozen:
-        worker.thaw()
-    return bool(frozen)
+        def freeze(trap: Trap, worker: Process) -> None:
+            worker.freeze()
+            frozen.append(worker)
+
+        arena.trap(Rule(stage, "trap", name=f"freeze:{stage}"), freeze).wait(STRIKES_WITHIN_SECONDS)
+        arena.oracle.set_rules()
+        time.sleep(LEASE_SECONDS * 2)
+        for worker in frozen:
+            worker.thaw()
+        return bool(frozen)
+
+    return act
 
 
 def _terminate_under_load(arena: Arena, chance: random.Random) -> bool:
@@ -231,7 +234,7 @@ FAULTS: dict[str, Fault] = {
         Fault("too_late:after_dot", _server_rule("after_dot", "late", seconds=10)),
         Fault("kill:any", _kill_any),
         Fault("sigterm", _terminate_under_load),
-        Fault("freeze", _freeze_past_the_lease),
+        *(Fault(f"freeze:{stage}", _freeze_at(stage)) for stage in ("rcpt", "before_dot", "after_dot")),
         Fault("kill:dispatcher", _kill_dispatcher),
         Fault("redis:flush", _flush_redis),
         Fault("redis:lost", _lose_redis),

@@ -15,7 +15,7 @@ from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.oracle import Oracle
 from gobii_email.testing.postgres import EmbeddedPostgres
 from gobii_email.testing.stack import Process, Stack, eventually
-from tests.chaos.arena import PASSWORD, Arena, Database, fresh_database
+from tests.chaos.arena import PASSWORD, Arena, Database
 from tests.chaos.books import SETTLED, Rows
 
 LEASE_SECONDS = 3.0
@@ -44,11 +44,7 @@ _HELD = "SELECT id, lease_token FROM gobii_email_outboundmessageattempt WHERE st
 
 
 class Plant(Arena):
-    """Use as a context manager. `database` is "sqlite" or "postgresql".
-
-    The PostgreSQL server is the plant's own, unless `server` is given: then a fresh database there is used,
-    and nothing may be done to the server.
-    """
+    """Use as a context manager. `database` is "sqlite" or "postgresql", with a server of the plant's own."""
 
     queue = SEND_QUEUE
 
@@ -57,7 +53,6 @@ class Plant(Arena):
         directory: Path,
         *,
         database: str = "sqlite",
-        server: EmbeddedPostgres | None = None,
         accounts: int = 10,
         workers: int = 2,
         threads: int = 4,
@@ -70,9 +65,8 @@ class Plant(Arena):
         certificate = directory / "oracle.pem"
         self.authority.good_certificate().private_key_and_cert_chain_pem.write_to_path(str(certificate))
         oracle = Oracle(directory, ports=accounts, certificate=certificate, password=PASSWORD, seed=seed)
-        own_server = database == "postgresql" and server is None
-        super().__init__(directory, oracle, EmbeddedPostgres(own=True) if own_server else None)
-        self._server = server
+        postgres = EmbeddedPostgres(own=True) if database == "postgresql" else None
+        super().__init__(directory, oracle, postgres)
         self.senders = [f"agent{number}@sender.example" for number in range(accounts)]
         self.clock = directory / "clock"
         self.dispatchers: list[Process] = []
@@ -97,8 +91,6 @@ class Plant(Arena):
             self.stack.start_process(f"beat{number}", command)
 
     def _database_url(self) -> str:
-        if self._server is not None:
-            return fresh_database(self._server)
         if self.postgres is not None:
             return self.postgres.url
         return f"sqlite:///{self.directory / 'stack.sqlite3'}"
@@ -122,7 +114,7 @@ class Plant(Arena):
             "GOBII_DEADLINE_DOT": "6s",
             "GOBII_DOUBT_RESEND_AFTER": "5s",
         }
-        if self.postgres or self._server:
+        if self.postgres is not None:
             settings["GOBII_DB_POOL"] = "8"
         return settings | self._given
 

@@ -3,17 +3,20 @@
 The server names the places that it can see; `failpoints` the few that only code can name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from gobii_email.testing.oracle import Rule, Trap
+from gobii_email.testing.processes import ServerUnavailable
 from gobii_email.testing.stack import Process
-from tests.chaos.conftest import BuildPlant
 from tests.chaos.failpoints import PLACES
 from tests.chaos.plant import Plant
 
+# With two seconds for a lease, since these tests wait for it and nothing else.
+SOON = {"GOBII_LEASE": "2s", "GOBII_DOUBT_RESEND_AFTER": "1s", "GOBII_DEADLINE_DOT": "2s"}
 BEFORE_THE_MARK = [
     ("sqlite", "claimed"),
     ("sqlite", "connect"),
@@ -56,16 +59,39 @@ def _kill(trap: Trap, worker: Process) -> None:
     worker.kill()
 
 
+@pytest.fixture(scope="module")
+def plants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Plant]]:
+    """One plant for each database, without a worker: each test starts its own."""
+    made: dict[str, Plant] = {}
+    with ExitStack() as opened:
+
+        def plant_on(database: str) -> Plant:
+            if database not in made:
+                directory = tmp_path_factory.mktemp(database)
+                plant = Plant(directory, database=database, accounts=1, workers=0, dispatchers=1, env=SOON)
+                try:
+                    made[database] = opened.enter_context(plant)
+                except ServerUnavailable as problem:
+                    pytest.skip(f"PostgreSQL IS NOT TESTED HERE: {problem}")
+            return made[database]
+
+        yield plant_on
+
+
 @pytest.fixture
-def small(build_plant: BuildPlant) -> Callable[..., Plant]:
-    return lambda database, **facts: build_plant(database, accounts=1, workers=0, dispatchers=1, **facts)
+def plant(plants: Callable[[str], Plant], database: str) -> Iterator[Plant]:
+    """The plant of that database; ends the test's workers."""
+    made = plants(database)
+    yield made
+    made.oracle.set_rules()
+    while made.workers:
+        made.workers.pop().kill()
 
 
 @pytest.mark.parametrize(("database", "place"), BEFORE_THE_MARK)
 def test_killed_before_the_mark_it_still_goes_out_exactly_once(
-    small: Callable[..., Plant], tmp_path: Path, database: str, place: str
+    plant: Plant, tmp_path: Path, place: str
 ) -> None:
-    plant = small(database)
     message = send_and_die(plant, tmp_path, place)
     plant.wait(message, "sent")
     assert plant.copies(message) == 1
@@ -74,9 +100,8 @@ def test_killed_before_the_mark_it_still_goes_out_exactly_once(
 
 @pytest.mark.parametrize(("database", "place", "copies"), AFTER_THE_MARK)
 def test_killed_after_the_mark_it_is_in_doubt_and_not_repeated(
-    small: Callable[..., Plant], tmp_path: Path, database: str, place: str, copies: int
+    plant: Plant, tmp_path: Path, place: str, copies: int
 ) -> None:
-    plant = small(database)
     message = send_and_die(plant, tmp_path, place)
     plant.wait(message, "in_doubt")
     # Long enough for whoever would send it again to do so: another mail goes all the way meanwhile.
@@ -90,10 +115,10 @@ def test_killed_after_the_mark_it_is_in_doubt_and_not_repeated(
     assert plant.copies(message) == 1
 
 
+@pytest.mark.parametrize("database", ["sqlite"])
 def test_a_doubt_that_may_be_resent_goes_out_again_with_the_same_message_id(
-    small: Callable[..., Plant], tmp_path: Path
+    plant: Plant, tmp_path: Path
 ) -> None:
-    plant = small("sqlite", env={"GOBII_DOUBT_RESEND_AFTER": "1s", "GOBII_DEADLINE_DOT": "2s"})
     message = send_and_die(plant, tmp_path, "marked", on_doubt="resend")
     plant.wait(message, "sent")
     assert plant.copies(message) == 1

@@ -11,7 +11,7 @@ MAILS, SEED = 200, 4711
 ON_SQLITE = (
     "kill:body",
     "kill:after_dot",
-    "freeze",
+    "freeze:before_dot",
     "reset:dot",
     "4xx:dot",
     "5xx:rcpt",
@@ -42,7 +42,7 @@ def named(names: tuple[str, ...]) -> list[Fault]:
 def test_nothing_is_lost_and_nothing_is_doubled(
     build_plant: BuildPlant, database: str, names: tuple[str, ...]
 ) -> None:
-    plant = build_plant(database, own_server=True, accounts=6, seed=SEED)
+    plant = build_plant(database, accounts=6, seed=SEED)
     report = run(plant, named(names), mails=MAILS, seed=SEED, per_second=9, pause=0.2)
     print(report.document())
     assert report.books.violations() == []
@@ -72,6 +72,6 @@ def test_without_the_mark_the_books_show_doubled_mail(build_plant: BuildPlant) -
 
 
 def test_without_the_fence_the_books_show_doubled_mail(build_plant: BuildPlant) -> None:
-    report = broken_run(build_plant, "fence", "freeze")
+    report = broken_run(build_plant, "fence", "freeze:before_dot")
     assert report.struck
     assert report.books.doubled, report.document()

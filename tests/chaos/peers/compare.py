@@ -9,7 +9,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 import venv
 from collections import Counter
@@ -34,6 +33,7 @@ PACKAGES = (
     "django>=5.2,<6",
     "celery>=5.7,<6",
     "redis",
+    "packaging",  # celery's Redis transport needs it and does not ask for it
     "psycopg[binary]",
 )
 NAMES = {
@@ -46,7 +46,7 @@ NAMES = {
 }
 STRUCK_BY = (
     *(f"kill:{stage}" for stage in ("connect", "auth", "mail", "rcpt", "data", "body", "dot")),
-    *("kill:after_dot", "kill:replied", "kill:any", "sigterm", "freeze"),
+    *("kill:after_dot", "kill:replied", "kill:any", "sigterm", "freeze:rcpt", "freeze:after_dot"),
     *(f"reset:{stage}" for stage in ("connect", "rcpt", "body", "dot", "after_dot")),
     *(f"4xx:{stage}" for stage in ("connect", "auth", "mail", "rcpt", "data", "dot")),
     *("too_late:after_dot", "redis:flush", "redis:lost", "redis:restart"),
@@ -157,15 +157,16 @@ def faults() -> list[Fault]:
     return [FAULTS[name] for name in STRUCK_BY]
 
 
-def compare(mails: int, seed: int, report: Path | None, only: str = "") -> int:
-    """Measures all of them and prints the table; `report` gets it as JSON."""
+def compare(mails: int, seed: int, report: Path | None, only: str, directory: Path) -> int:
+    """Measures all of them, or `only` some, and prints the table; `report` gets it as JSON."""
     _install()
     rows = []
     for key in only.split(",") if only else NAMES:
         print(f"== {NAMES[key]}", flush=True)
-        with tempfile.TemporaryDirectory(prefix=f"chaos-{key}-") as directory:
-            measure: Callable[[str, Path, int, int], Row] = ours if key == "gobii_email" else theirs
-            rows.append(measure(key, Path(directory), mails, seed))
+        place = directory / key
+        place.mkdir(parents=True)
+        measure: Callable[[str, Path, int, int], Row] = ours if key == "gobii_email" else theirs
+        rows.append(measure(key, place, mails, seed))
         print(rows[-1], flush=True)
     if report is not None:
         report.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
