@@ -200,12 +200,16 @@ def statements(log: str) -> Counter[tuple[str, str]]:
     """(process, statement with its values left out) and how often."""
     found: Counter[tuple[str, str]] = Counter()
     for process, text in _LOGGED.findall(log):
-        plain = (
-            re.sub(r"\s+", " ", _VALUES.sub("?", text)) or "(empty: a pool asks whether a connection lives)"
-        )
-        plain = re.sub(r'"?gobii_email_|"', "", re.sub(r"\(\?(?:, \?)+\)", "(?…)", plain))
-        found[process, re.sub(r"(SELECT|RETURNING) .*? FROM", r"\1 … FROM", plain)] += 1
+        found[process, plain_statement(text)] += 1
     return found
+
+
+def plain_statement(text: str) -> str:
+    """Its shape: without values, the names of its columns and the app's prefix of tables."""
+    plain = re.sub(r"\s+", " ", _VALUES.sub("?", text))
+    plain = re.sub(r'"?gobii_email_|"', "", re.sub(r"\(\?(?:, \?)+\)", "(?…)", plain))
+    plain = re.sub(r"(SELECT|RETURNING) .*? FROM", r"\1 … FROM", plain)
+    return plain or "(empty: a pool asks whether a connection lives)"
 
 
 def main() -> None:

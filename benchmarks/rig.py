@@ -6,6 +6,8 @@ Uses only what operators use (management commands, `celery -A worker worker`, en
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +23,7 @@ import redis
 
 from benchmarks.sink import PASSWORD, Sink
 from gobii_email.testing.postgres import EmbeddedPostgres
-from gobii_email.testing.stack import Process, Stack
+from gobii_email.testing.stack import ROOT, Process, Stack
 
 UNBOUND: Mapping[str, int] = {
     "per_minute": 1_000_000_000,
@@ -55,8 +57,18 @@ for start in range(0, count, 200):
         for n in range(start, min(start + 200, count))
     ])
 """
-# Two kilobytes on the wire: as Markdown it goes out as text and as HTML, each of some 600 characters.
-BODY = "A paragraph of a report, *as agents write them*, that says little. " * 9
+_SUBMIT_ONE_BY_ONE = """
+import django, json, sys, time
+django.setup()
+from gobii_email.services.write import NewMail, write
+for line in sys.stdin:
+    facts = json.loads(line)
+    started = time.monotonic()
+    message, = write([NewMail(facts["sender"], "to@rcpt.example", "One mail", facts["body"])])
+    print(json.dumps([started, time.monotonic(), message.rfc_message_id.strip('<>')]), flush=True)
+"""
+# Some two kilobytes on the wire: a paragraph of Markdown goes out as text and as a page of HTML.
+BODY = "A paragraph of a report, *as agents write them*, that says little."
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,11 @@ class Usage:
     redis: Counter[str]
 
 
+def end_in_order() -> None:
+    """From now on SIGTERM ends this program as Ctrl-C does, and with it all that it has started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class Rig:
     """`with Rig() as rig:`; without `postgres` the database is a SQLite file."""
 
@@ -82,6 +99,7 @@ class Rig:
         self.dispatcher: Process | None = None
 
     def __enter__(self) -> Self:
+        end_in_order()
         with ExitStack() as opened:
             self.directory = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="gobii-bench-")))
             self.postgres = opened.enter_context(EmbeddedPostgres(own=True)) if self._on_postgres else None
@@ -214,6 +232,51 @@ class Rig:
             "SELECT latest_status, count(*) FROM gobii_email_persistentagentmessage GROUP BY latest_status"
         )
         return {str(status): int(count) for status, count in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """One mail: when submitting it began, when it was queued (monotonic seconds), and its Message-ID."""
+
+    at: float
+    queued_at: float
+    message_id: str
+
+
+class Submitter:
+    """A process that stays and submits one mail at a time, so that no start of Python is measured."""
+
+    def __init__(self, rig: Rig) -> None:
+        # Nothing of this process' own is pooled: it is one caller on one connection.
+        self._env = rig.stack.env | {"GOBII_DB_POOL": "0", "PGAPPNAME": "submitter"}
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SUBMIT_ONE_BY_ONE],
+            cwd=ROOT,
+            env=self._env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # What it logs is not of interest, and must not fill a pipe.
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stdin.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def send(self, sender: str, body: str = BODY) -> Submitted:
+        self._process.stdin.write(json.dumps({"sender": sender, "body": body}) + "\n")
+        self._process.stdin.flush()
+        return Submitted(*json.loads(self._process.stdout.readline()))
 
 
 def processor_seconds(pid: int) -> float:

@@ -30,7 +30,7 @@ from gobii_email.testing.stack import ROOT
 
 PASSWORD = "a password of the benchmark"
 MAX_BYTES = 64 * 1024 * 1024
-_MESSAGE_ID = re.compile(rb"^message-id:\s*(\S+)", re.IGNORECASE | re.MULTILINE)
+_MESSAGE_ID = re.compile(rb"^message-id:\s*<?([^>\s]+)", re.IGNORECASE | re.MULTILINE)
 _ADDRESS = re.compile(rb"<([^>]*)>")
 _EXTENSIONS = b"250-PIPELINING\r\n250-SIZE %d\r\n250-8BITMIME\r\n250-ENHANCEDSTATUSCODES\r\n" % MAX_BYTES
 _NEVER = float("inf")
@@ -49,9 +49,13 @@ class Parameters:
 
 @dataclass
 class Journal:
-    """What was accepted, in order: seconds (monotonic), Message-ID, sender, user, connection, bytes."""
+    """What was accepted, in order: seconds (monotonic), Message-ID, sender, user, connection, bytes.
+
+    `first` has the moment of each Message-ID's first acceptance.
+    """
 
     accepted: list[tuple[float, str, str, str, int, int]] = field(default_factory=list)
+    first: dict[str, float] = field(default_factory=dict)
     commands: Counter[str] = field(default_factory=Counter)
     connections: int = 0
     open: int = 0
@@ -61,12 +65,10 @@ class Journal:
     cpu_at_start: float = field(default_factory=time.process_time)
 
     def summary(self) -> dict[str, Any]:
-        ids = Counter(row[1] for row in self.accepted)
-        # Wall clock = monotonic moment + offset.
         return {
             "accepted": len(self.accepted),
-            "distinct": len(ids),
-            "doubled": sum(1 for count in ids.values() if count > 1),
+            "distinct": len(self.first),
+            "doubled": len(self.accepted) - len(self.first),
             "first_at": self.accepted[0][0] if self.accepted else None,
             "last_at": self.accepted[-1][0] if self.accepted else None,
             "bytes": sum(row[5] for row in self.accepted),
@@ -75,6 +77,7 @@ class Journal:
             "turns": self.turns,
             "commands": dict(self.commands),
             "cpu_seconds": time.process_time() - self.cpu_at_start,
+            # Added to a moment it gives the wall clock's.
             "wall_offset": time.time() - time.monotonic(),
         }
 
@@ -269,9 +272,9 @@ class Session(asyncio.Protocol):
         if not journal.sample:
             journal.sample = bytes(self._buffer[: end + 2])
         del self._buffer[: end + 5]
-        journal.accepted.append(
-            (time.monotonic(), message_id, self._sender, self._user, self._number, end + 2)
-        )
+        now = time.monotonic()
+        journal.accepted.append((now, message_id, self._sender, self._user, self._number, end + 2))
+        journal.first.setdefault(message_id, now)
         self._sender, self._recipients = "", 0
         self._expect = self._command
         self._replies.append(b"250 2.0.0 taken as %d\r\n" % len(journal.accepted))
@@ -348,6 +351,8 @@ class Server:
                 return self.journal.summary()
             case "accepted":
                 return self.journal.accepted[request.get("start", 0) :]
+            case "when":
+                return self.journal.first.get(request["message_id"])
             case "sample":
                 return self.journal.sample.decode("latin-1")
             case "reset":
@@ -408,6 +413,11 @@ class Sink:
     def accepted(self, start: int = 0) -> list[list[Any]]:
         """Rows as in `Journal.accepted`, from the `start`-th."""
         return list(self._ask(ask="accepted", start=start))
+
+    def when(self, message_id: str) -> float | None:
+        """The moment that message was first accepted, in this machine's monotonic seconds."""
+        found = self._ask(ask="when", message_id=message_id)
+        return None if found is None else float(found)
 
     def sample(self) -> bytes:
         """The first accepted message's bytes, dot-stuffed as they came."""
