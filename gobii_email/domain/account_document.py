@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from gobii_email.domain.addresses import clean_display_name, normalise, parse_address
 from gobii_email.domain.invalid_mail import InvalidMail
+from gobii_email.domain.quotas import LIMITS, LONGEST_POOL_TTL, MOST
 from gobii_email.domain.secret import Secret
 
 MAX_SECRET_CHARACTERS = 8192
@@ -130,11 +131,29 @@ def secret(value: object) -> Secret:
 
 
 def limit(value: object) -> int | None:
-    """A positive number, or null for the default. Raises Unfit."""
+    """A limit from 1 to a billion, or null for the default. Raises Unfit."""
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2_147_483_647:
-        raise Unfit("it is not a positive whole number.", "Give one, or null for the default.")
+    if value == 0 and not isinstance(value, bool):
+        raise Unfit("a limit of zero would never send.", "Pause the mailbox instead, or give 1 or more.")
+    return _whole_number(value, 1, MOST, "who wants no limit gives the largest")
+
+
+def idle_seconds(value: object) -> int | None:
+    """How long a connection may wait for its next use, or null for the default. Raises Unfit."""
+    if value is None:
+        return None
+    return _whole_number(value, 0, LONGEST_POOL_TTL, "in seconds; 0 closes a connection after its turn")
+
+
+def _whole_number(value: object, least: int, most: int, hint: str) -> int:
+    remedy = f"Give a number from {least} to {most:,} ({hint}), or null for the default."
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Unfit("it is not a whole number.", remedy)
+    if value < least:
+        raise Unfit("it is negative.", remedy)
+    if value > most:
+        raise Unfit(f"it is more than {most:,}.", remedy)
     return value
 
 
@@ -175,11 +194,10 @@ def _display_name(value: object) -> str:
 
 _SECURITY = one_of("ssl", "starttls", "none")
 _SERVER = {"host": host_name, "port": port, "security": _SECURITY, "username": text, "password": secret}
-_LIMITS = ("per_minute", "per_hour", "per_day", "max_connections", "messages_per_connection", "pool_ttl")
 _SECTIONS: Mapping[str, Mapping[str, Callable[[object], Any]]] = {
     "smtp": {**_SERVER, "auth": one_of("plain", "login", "oauth2", "none")},
     "imap": {**_SERVER, "auth": one_of("login", "oauth2", "none"), "folder": text},
-    "limits": dict.fromkeys(_LIMITS, limit),
+    "limits": {**dict.fromkeys(LIMITS, limit), "pool_ttl": idle_seconds},
     "oauth": {"provider": text, "access_token": secret, "refresh_token": secret, "expires_at": moment},
 }
 _PLAIN = {"agent": text, "address": _address, "display_name": _display_name}
@@ -235,7 +253,7 @@ def _values(
 ) -> dict[str, Any]:
     values = {}
     for key, read in readers.items():
-        if given.get(key) is None and not (read is limit and key in given):
+        if given.get(key) is None and not (read in {limit, idle_seconds} and key in given):
             continue
         try:
             values[key] = read(given[key])
