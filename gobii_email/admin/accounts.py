@@ -31,7 +31,10 @@ SENDING = ["smtp_host", "smtp_port", "smtp_security", "smtp_auth", "smtp_usernam
 RECEIVING = ["imap_host", "imap_port", "imap_security", "imap_auth", "imap_username"]
 FOLDER = ["imap_folder", "poll_interval_sec"]
 LIMITS = ["per_minute", "per_hour", "per_day", "max_connections", "messages_per_connection", "pool_ttl"]
-LIMITS_NOTE = "Stored, and not applied yet: what slows a mailbox down today is its server's own answer."
+LIMITS_NOTE = (
+    "Recipients in any minute, hour and day; from the next look on. Empty means the provider's limit, or a"
+    " cautious one. What waits for a limit is sent later and never lost; email_quota shows what is in force."
+)
 LABELS = {
     "smtp_auth": "Authentication",
     "imap_auth": "Authentication",
