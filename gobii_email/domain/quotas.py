@@ -27,6 +27,8 @@ CONNECTIONS_OF_A_PROVIDER, CONNECTIONS_OF_A_STRANGER = 3, 1
 
 GROWS_EVERY, GROWS_BY = timedelta(minutes=10), 10
 """What was learned grows by a tenth of the limit every ten minutes: from a half it is back within an hour."""
+LONGEST_LESSON = 2 * GROWS_BY * GROWS_EVERY
+"""Small limits grow back by one at a time: 19 from 1 in 18 steps."""
 LEARNS_EVERY = timedelta(minutes=1)
 """Answers that come together are about one pace, and halve it once."""
 

@@ -21,6 +21,7 @@ from gobii_email.domain.lifecycle import AttemptStatus, Provider
 from gobii_email.domain.providers import provider_of_host
 from gobii_email.domain.quotas import (
     LEARNS_EVERY,
+    LONGEST_LESSON,
     SPANS,
     About,
     Learned,
@@ -83,6 +84,16 @@ def learned_of(account: AgentEmailAccount) -> Learned | None:
         return None
     return Learned(
         account.learned_per_minute, account.learned_connections, account.learned_at, account.learned_reason
+    )
+
+
+def slowed_down(now: datetime) -> int:
+    """How many accounts go slower than their limits, because of what they learned."""
+    lately = AgentEmailAccount.objects.filter(learned_at__gt=now - LONGEST_LESSON)
+    return sum(
+        in_force(limits, learned_of(account), now) != limits
+        for account in lately
+        for limits in [configured_limits(account)]
     )
 
 

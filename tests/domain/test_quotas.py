@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gobii_email.domain.providers import Provider, provider_of_host
 from gobii_email.domain.quotas import (
+    LONGEST_LESSON,
     SPANS,
     About,
     Learned,
@@ -174,7 +175,7 @@ def test_what_is_in_force_is_from_one_to_the_limit(limit: int, answers: Sequence
         found = in_force(known, learned, now)
         assert 1 <= (found.per_minute or 0) <= limit
         assert 1 <= found.connections <= limit
-    assert in_force(known, learned, now + timedelta(days=1)) == known
+    assert in_force(known, learned, now + LONGEST_LESSON) == known
 
 
 # Looking ahead

@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from gobii_email import api
-from gobii_email.models import AgentEmailAccount, MailHost, OutboundMessageAttempt
+from gobii_email.models import AgentEmailAccount, Lane, MailHost, OutboundMessageAttempt
 from gobii_email.services import hold
 from tests.entrypoints.commands import SENDER, ago, an_endpoint, deliver_all, run
 
@@ -81,14 +81,78 @@ def test_a_hold_that_has_run_out_is_not_shown():
     assert run("email_queue", "--json").document["accounts"] == []
 
 
-def test_mail_that_waits_for_a_limit_is_shown_although_its_account_is_well():
+def test_an_account_that_waits_for_a_limit_is_shown_until_it_has_waited():
     endpoint = an_endpoint()
     send(endpoint, 2)
-    assert run("email_queue", "--json").document["held"] == []
-    OutboundMessageAttempt.objects.update(held_code="limited", held_reason="60 a minute are used up.")
-    (found,) = run("email_queue", "--json").document["held"]
-    assert (found["address"], found["code"], found["waiting"]) == (SENDER, "limited", 2)
-    assert "60 a minute are used up." in run("email_queue").out
+    assert run("email_queue", "--json").document["lanes"] == []
+    until = timezone.now() + timedelta(minutes=1)
+    lane = Lane.objects.create(
+        endpoint=endpoint, look_at=until, code="rate_limit", reason="the account's limit of 60 a minute"
+    )
+    document = run("email_queue", "--json").document
+    assert document["lanes"] == [
+        {
+            "address": SENDER,
+            "code": "rate_limit",
+            "reason": "the account's limit of 60 a minute",
+            "until": until.isoformat(),
+            "waiting": 2,
+        }
+    ]
+    assert (document["waiting"]["attempts"], document["waiting"]["ready"]) == (2, 0)
+    assert document["causes"]["rate_limit"] == 1
+    assert "2 waiting. the account's limit of 60 a minute" in run("email_queue").out
+    lane.look_at = ago(seconds=1)
+    lane.save()
+    document = run("email_queue", "--json").document
+    assert (document["lanes"], document["waiting"]["ready"]) == ([], 2)
+
+
+def test_a_lane_that_was_handed_out_waits_for_nothing():
+    endpoint = an_endpoint()
+    send(endpoint)
+    Lane.objects.create(endpoint=endpoint, look_at=timezone.now() + timedelta(minutes=1))
+    document = run("email_queue", "--json").document
+    assert (document["lanes"], document["waiting"]["ready"]) == ([], 1)
+
+
+def test_mail_that_waits_each_for_itself_is_shown_by_sender_and_reason():
+    send(an_endpoint(), 2)
+    until = timezone.now() + timedelta(minutes=5)
+    OutboundMessageAttempt.objects.update(
+        held_code="account_gone", held_reason="The mailbox was removed.", due_at=until
+    )
+    document = run("email_queue", "--json").document
+    (found,) = document["held"]
+    assert (found["address"], found["code"], found["waiting"]) == (SENDER, "account_gone", 2)
+    assert document["waiting"]["ready"] == 0
+    assert f"mail of {SENDER}: account_gone until" in run("email_queue").out
+
+
+def test_accounts_that_do_not_send_freely_are_counted_by_cause():
+    def account(name, **values):
+        facts = {"smtp_host": "smtp.office365.com", "smtp_port": 587} | values
+        return AgentEmailAccount.objects.create(endpoint=an_endpoint(f"{name}@agents.example"), **facts)
+
+    now = timezone.now()
+    account("well")
+    account("limited", state="limited", state_until=now + timedelta(minutes=1))
+    account("was-limited", state="limited", state_until=ago(minutes=1))
+    account("quota", state="quota", smtp_port=25)
+    account("blocked", state="blocked", smtp_port=25)
+    account("slow", learned_per_minute=5, learned_at=ago(minutes=5), smtp_port=25)
+    account("grown", learned_per_minute=5, learned_at=ago(hours=3), smtp_port=25)
+    MailHost.objects.create(name="smtp.office365.com:587", backoff_until=now + timedelta(minutes=1))
+    causes = run("email_queue", "--json").document["causes"]
+    assert {cause: count for cause, count in causes.items() if count} == {
+        "limited": 1,
+        "quota": 1,
+        "blocked": 1,
+        "host_backoff": 3,
+        "learned": 1,
+    }
+    assert set(causes) >= {"auth_needed", "config_needed", "paused", "rate_limit"}
+    assert "accounts that do not send freely: limited 1" in run("email_queue").out
 
 
 def test_a_host_in_backoff_is_shown_until_it_is_over():
@@ -103,7 +167,10 @@ def test_a_host_in_backoff_is_shown_until_it_is_over():
     assert (found["host"], found["failures"], found["reason"]) == ("smtp.example.org", 3, "421 busy")
 
 
-def test_five_statements_do_whatever_the_length_of_the_queue(django_assert_num_queries):
+def test_nine_statements_do_whatever_the_length_of_the_queue(django_assert_num_queries):
     send(an_endpoint(), 12)
-    with django_assert_num_queries(5):
+    for number in range(5):
+        account = AgentEmailAccount.objects.create(endpoint=an_endpoint(f"{number}@agents.example"))
+        hold.pause(account, reason="Moving house")
+    with django_assert_num_queries(9):
         run("email_queue", "--json")

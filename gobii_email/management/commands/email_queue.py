@@ -8,14 +8,34 @@ from datetime import datetime
 from typing import Any
 
 from django.core.management.base import CommandParser
-from django.db.models import Count, Max, Min, Q
+from django.db.models import (
+    CharField,
+    Count,
+    Exists,
+    IntegerField,
+    Max,
+    Min,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    Value,
+)
+from django.db.models.functions import Cast, Coalesce, Concat
 from django.utils import timezone
 
 from gobii_email.domain.classification import AccountState
 from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus
 from gobii_email.management.message_argument import printable
 from gobii_email.management.terminal import EmailCommand
-from gobii_email.models import AgentEmailAccount, MailHost, OutboundMessageAttempt, PersistentAgentMessage
+from gobii_email.models import (
+    AgentEmailAccount,
+    Lane,
+    MailHost,
+    OutboundMessageAttempt,
+    PersistentAgentMessage,
+)
+from gobii_email.services import allow
 from gobii_email.services.tell import clock_time
 
 Row = dict[str, Any]
@@ -36,24 +56,36 @@ class Command(EmailCommand):
 
 
 def queue_document(now: datetime, limit: int) -> Row:
-    """Counts, the oldest that waits, and what is held, in five statements."""
-    queued = OutboundMessageAttempt.objects.filter(status=AttemptStatus.QUEUED)
-    waiting = queued.aggregate(
-        queued=Count("pk"),
-        due=Count("pk", filter=Q(not_before__lte=now, held_code="")),
-        oldest=Min("queued_at", filter=Q(not_before__lte=now)),
-    )
+    """Counts, the oldest that waits, and what holds mail up, in nine statements."""
     return {
         "messages": _counts(),
-        "waiting": {
-            "attempts": waiting["queued"],
-            "ready": waiting["due"],
-            "oldest_queued_at": waiting["oldest"],
-            "oldest_seconds": int((now - waiting["oldest"]).total_seconds()) if waiting["oldest"] else None,
-        },
+        "waiting": _waiting(now),
+        "causes": _causes(now),
         "accounts": _held_accounts(now, limit),
-        "held": _held_mail(limit),
+        "lanes": _waiting_lanes(now, limit),
+        "held": _held_mail(now, limit),
         "hosts": _hosts_in_backoff(now, limit),
+    }
+
+
+def _waiting(now: datetime) -> Row:
+    """Ready is what a free worker would take: due, and its sender's lane waits for nothing."""
+    lane = "from_endpoint__lane__"
+    is_free = (
+        Q(**{f"{lane}look_at__isnull": True}) | Q(**{f"{lane}look_at__lte": now}) | Q(**{f"{lane}code": ""})
+    )
+    is_due = Q(not_before__lte=now)
+    waiting = OutboundMessageAttempt.objects.filter(status=AttemptStatus.QUEUED).aggregate(
+        queued=Count("pk"),
+        ready=Count("pk", filter=is_due & is_free & Q(due_at__lte=now)),
+        oldest=Min("queued_at", filter=is_due),
+    )
+    oldest = waiting["oldest"]
+    return {
+        "attempts": waiting["queued"],
+        "ready": waiting["ready"],
+        "oldest_queued_at": oldest,
+        "oldest_seconds": int((now - oldest).total_seconds()) if oldest else None,
     }
 
 
@@ -66,40 +98,74 @@ def _counts() -> Row:
     return {str(status): found.get(status, 0) for status in MessageStatus}
 
 
-def _held_accounts(now: datetime, limit: int) -> list[Row]:
-    held = AgentEmailAccount.objects.exclude(state=AccountState.ACTIVE)
-    in_force = held.filter(Q(state_until__isnull=True) | Q(state_until__gt=now)).order_by("endpoint__address")
-    waiting = Count("endpoint__attempts", filter=Q(endpoint__attempts__status=AttemptStatus.QUEUED))
-    rows = in_force.annotate(waiting=waiting).values(
-        "endpoint__address", "state", "state_reason", "state_until", "waiting"
+# How many accounts do not send freely, by cause
+
+_OF_LANES = ("rate_limit", "limiter_away")
+
+
+def _causes(now: datetime) -> Row:
+    """An account may be counted under several."""
+    states = [state for state in AccountState if state is not AccountState.ACTIVE]
+    host = Concat(OuterRef("smtp_host"), Value(":"), Cast(OuterRef("smtp_port"), CharField()))
+    is_left_alone = Exists(MailHost.objects.filter(backoff_until__gt=now, name=host))
+    counts = AgentEmailAccount.objects.aggregate(
+        **{str(state): Count("pk", filter=Q(state=state) & _is_in_force(now)) for state in states},
+        host_backoff=Count("pk", filter=Q(is_left_alone)),
     )
-    return [
-        {
-            "address": row["endpoint__address"],
-            "state": row["state"],
-            "reason": row["state_reason"],
-            "until": row["state_until"],
-            "waiting": row["waiting"],
-        }
-        for row in rows[:limit]
-    ]
+    lanes = dict(_lanes(now).order_by().values_list("code").annotate(Count("pk")))
+    return {
+        **counts,
+        "learned": allow.slowed_down(now),
+        **{code: lanes.get(code, 0) for code in _OF_LANES},
+    }
 
 
-def _held_mail(limit: int) -> list[Row]:
-    """Queued attempts that were told to wait, by sender and reason; also where the account itself is well."""
-    held = OutboundMessageAttempt.objects.filter(status=AttemptStatus.QUEUED).exclude(held_code="").order_by()
-    groups = held.values("message__from_address", "held_code", "held_reason")
-    rows = groups.annotate(waiting=Count("pk"), until=Max("due_at")).order_by("-waiting")
-    return [
-        {
-            "address": row["message__from_address"],
-            "code": row["held_code"],
-            "reason": row["held_reason"],
-            "until": row["until"],
-            "waiting": row["waiting"],
-        }
-        for row in rows[:limit]
-    ]
+def _is_in_force(now: datetime) -> Q:
+    return Q(state_until__isnull=True) | Q(state_until__gt=now)
+
+
+def _lanes(now: datetime) -> QuerySet[Lane]:
+    return Lane.objects.filter(look_at__gt=now).exclude(code="")
+
+
+# What is held up, row by row
+
+
+def _queued_of(endpoint: str) -> Coalesce:
+    """How many attempts wait; counted only for the rows that are shown."""
+    queued = OutboundMessageAttempt.objects.filter(
+        from_endpoint=OuterRef(endpoint), status=AttemptStatus.QUEUED
+    )
+    counted = queued.order_by().values("from_endpoint").annotate(count=Count("pk")).values("count")
+    return Coalesce(Subquery(counted), 0, output_field=IntegerField())
+
+
+def _held_accounts(now: datetime, limit: int) -> list[Row]:
+    held = AgentEmailAccount.objects.exclude(state=AccountState.ACTIVE).filter(_is_in_force(now))
+    rows = held.order_by("endpoint__address").annotate(waiting=_queued_of("endpoint"))
+    found = rows.values_list("endpoint__address", "state", "state_reason", "state_until", "waiting")
+    return [_row("state", *values) for values in found[:limit]]
+
+
+def _waiting_lanes(now: datetime, limit: int) -> list[Row]:
+    """Senders that wait for a limit or a server; the soonest first. Held accounts have their own rows."""
+    rows = _lanes(now).exclude(code__in=list(AccountState)).order_by("look_at")
+    rows = rows.annotate(waiting=_queued_of("endpoint"))
+    found = rows.values_list("endpoint__address", "code", "reason", "look_at", "waiting")
+    return [_row("code", *values) for values in found[:limit]]
+
+
+def _held_mail(now: datetime, limit: int) -> list[Row]:
+    """Queued attempts that wait each for itself, as where the account is gone; by sender and reason."""
+    held = OutboundMessageAttempt.objects.filter(status=AttemptStatus.QUEUED, due_at__gt=now)
+    groups = held.exclude(held_code="").order_by().values("message__from_address", "held_code", "held_reason")
+    rows = groups.annotate(until=Max("due_at"), waiting=Count("pk")).order_by("-waiting")
+    found = rows.values_list("message__from_address", "held_code", "held_reason", "until", "waiting")
+    return [_row("code", *values) for values in found[:limit]]
+
+
+def _row(cause: str, address: str, code: str, reason: str, until: datetime | None, waiting: int) -> Row:
+    return {"address": address, cause: code, "reason": reason, "until": until, "waiting": waiting}
 
 
 def _hosts_in_backoff(now: datetime, limit: int) -> list[Row]:
@@ -112,24 +178,30 @@ def _hosts_in_backoff(now: datetime, limit: int) -> list[Row]:
 
 def _lines(document: Row, now: datetime) -> Iterator[str]:
     waiting = document["waiting"]
-    yield (
-        "  ".join(f"{status} {count}" for status, count in document["messages"].items() if count)
-        or "no messages"
-    )
+    yield _counted(document["messages"]) or "no messages"
     yield f"{waiting['attempts']} waiting, {waiting['ready']} of them ready to be sent now"
     if waiting["oldest_queued_at"]:
         yield f"oldest waiting since {clock_time(waiting['oldest_queued_at'], now)}"
+    if any(document["causes"].values()):
+        yield f"accounts that do not send freely: {_counted(document['causes'])}"
     for row in document["accounts"]:
-        yield (
-            f"account {printable(row['address'])}: {row['state']} {_until(row['until'], now)},"
-            f" {row['waiting']} waiting. {printable(row['reason'])}"
-        )
+        yield f"account {_held(row, row['state'], now)}"
+    for row in document["lanes"]:
+        yield f"account {_held(row, row['code'], now)}"
     for row in document["held"]:
-        who = f"held {row['code']} {printable(row['address'])}"
-        yield f"{who}: {row['waiting']} waiting. {printable(row['reason'])}"
+        yield f"mail of {_held(row, row['code'], now)}"
     for row in document["hosts"]:
         who = f"host {printable(row['host'])}"
         yield f"{who}: left alone {_until(row['until'], now)}. {printable(row['reason'])}"
+
+
+def _counted(counts: Row) -> str:
+    return "  ".join(f"{name} {count}" for name, count in counts.items() if count)
+
+
+def _held(row: Row, code: str, now: datetime) -> str:
+    who = f"{printable(row['address'])}: {code} {_until(row['until'], now)}"
+    return f"{who}, {row['waiting']} waiting. {printable(row['reason'])}"
 
 
 def _until(moment: datetime | None, now: datetime) -> str:
