@@ -26,7 +26,8 @@ from tests.adapters.conftest import (
 
 USERS = {"anna": PASSWORD, "berta": "pw-of-berta", "clara": "pw-of-clara"}
 MANY = Reuse("key", 100)
-PLAY_SECONDS = 5
+# Longer than any server here is waited for, and twice as long as a busy machine may take.
+PLAY_SECONDS = 30
 
 
 @pytest.fixture(params=[True, False], ids=["in one go", "in turn"])
@@ -131,6 +132,33 @@ def test_an_exception_of_the_callers_own_drops_the_connection(server: ScriptedSm
     sender.close()
 
 
+def test_an_exception_in_the_middle_of_an_envelope_drops_the_connection(server: ScriptedSmtpServer) -> None:
+    class Failing(Notes):
+        def reached(self, stage: Stage) -> None:
+            if stage is Stage.RCPT:
+                raise RuntimeError("the database is gone")
+
+    sender = sender_to(server)
+    with pytest.raises(RuntimeError):
+        send(sender, Failing())
+    assert isinstance(send(sender), Accepted)
+    assert len(server.messages) == 1 and server.connections == 2
+    sender.close()
+
+
+def test_a_message_too_large_for_the_server_costs_the_next_a_new_connection(
+    authority: ThrowAwayAuthority,
+) -> None:
+    size = len(MESSAGE) + 100
+    with ScriptedSmtpServer(tls=authority.good(), users=USERS, max_message_bytes=size) as server:
+        sender = sender_to(server)
+        lost = sender.send(envelope(), b"", MESSAGE + b"x" * 100, Notes())
+        assert isinstance(lost, Lost) and lost.cause is Cause.MESSAGE_TOO_LARGE
+        assert isinstance(send(sender), Accepted)
+        assert server.connections == 2
+        sender.close()
+
+
 def test_our_own_mistakes_cost_neither_a_dial_nor_the_connection(server: ScriptedSmtpServer) -> None:
     sender = sender_to(server)
     for header, message in [
@@ -211,7 +239,9 @@ def test_a_stale_connection_costs_one_silent_reconnect(name: str) -> None:
         sender = transport.open(account(server.port, security=Security.NONE, auth=Auth.NONE), MANY)
         first, notes = send(sender), Notes()
         server.scripts[0].wait(0.05)
+        began = time.monotonic()
         second = send(sender, notes)
+        assert time.monotonic() - began < PLAY_SECONDS / 2
         assert len(server.scripts) == 2
         sender.close()
     assert isinstance(first, Accepted) and isinstance(second, Accepted), (first, second)
@@ -259,6 +289,18 @@ def test_a_lease_lost_on_a_stale_connection_dials_no_more() -> None:
         lost = send(sender, Notes(lose_at="mail"))
         assert len(server.scripts) == 1
     assert isinstance(lost, Lost) and lost.cause is Cause.LEASE_LOST
+
+
+def test_leave_is_taken_of_those_that_waited() -> None:
+    with RawServer(_then(Script.hear)) as server:
+        transport = transport_to(server.port)
+        target = account(server.port, security=Security.NONE, auth=Auth.NONE)
+        sender = transport.open(target, replace(MANY, idle=timedelta(seconds=60)))
+        send(sender)
+        sender.close()
+        assert not server.heard.endswith(b"QUIT\r\n")
+        transport.close_all()
+        assert _eventually(lambda: server.heard.endswith(b"QUIT\r\n"))
 
 
 def test_leave_is_taken_without_waiting_for_the_answer() -> None:

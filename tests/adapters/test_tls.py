@@ -176,9 +176,11 @@ def test_a_server_that_is_no_longer_trusted_is_refused_whatever_was_resumable(
 ) -> None:
     is_resumed(serving)
     assert is_resumed(serving)
+    before = client_context()
     monkeypatch.setenv("SSL_CERT_FILE", str(ThrowAwayAuthority(tmp_path).ca_file))
     with pytest.raises(ssl.SSLCertVerificationError):
         is_resumed(serving)
+    assert session_to_resume(before, ("localhost", serving.port, "ssl")) is None
 
 
 def test_another_server_at_the_endpoint_does_not_get_in_by_a_session(
