@@ -8,9 +8,9 @@ neither signals nor `auto_now` take part.
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import connection, models
 
@@ -47,6 +47,22 @@ class _Plan:
     def insert(self, rows: int) -> str:
         one = f"({', '.join(['%s'] * len(self.types))})"
         return f"INSERT INTO {self.table} ({self.columns}) VALUES {', '.join([one] * rows)}"
+
+
+Made = TypeVar("Made", bound=models.Model)
+
+
+def new_object(model: type[Made], **values: Any) -> Made:
+    """`model(**values)`, where `values` are by attribute name: a quarter of the time."""
+    row = [values[name] if name in values else default() for name, default in _defaults(model)]
+    made = model.from_db(connection.alias, [name for name, _ in _defaults(model)], row)
+    made._state.adding, made._state.db = True, None
+    return made
+
+
+@cache
+def _defaults(model: type[models.Model]) -> tuple[tuple[str, Callable[[], Any]], ...]:
+    return tuple((field.attname, field.get_default) for field in model._meta.concrete_fields)
 
 
 def insert_objects(model: type[models.Model], objects: Sequence[models.Model]) -> None:

@@ -64,8 +64,8 @@ def gather(messages: Sequence[PersistentAgentMessage]) -> Gathered:
 
 
 def ready_senders() -> "QuerySet[PersistentAgentCommsEndpoint]":
-    """Agents' endpoints with everything that is asked of a sender."""
-    return Endpoints.select_related("owner_agent__user", "email_meta", "agentemailaccount")
+    """Agents' endpoints with what is asked of every sender; its agent's owner is asked for more rarely."""
+    return Endpoints.select_related("owner_agent", "email_meta", "agentemailaccount")
 
 
 def _addressees(messages: Sequence[PersistentAgentMessage]) -> dict[tuple[uuid.UUID, str], list[str]]:

@@ -42,7 +42,7 @@ from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
-from gobii_email.models.bulk_rows import insert_objects, insert_rows, update_rows
+from gobii_email.models.bulk_rows import insert_objects, insert_rows, new_object, update_rows
 from gobii_email.ports import Hint
 from gobii_email.services.follow import people
 from gobii_email.services.render import Render, render_mail_body
@@ -386,8 +386,9 @@ def _fill(draft: Draft, trace: str, now: datetime) -> None:
 
 def _first_attempt(draft: Draft, now: datetime) -> OutboundMessageAttempt:
     start = max(draft.options.send_at or now, now)
-    return OutboundMessageAttempt(
-        message=draft.message,
+    attempt = new_object(
+        OutboundMessageAttempt,
+        message_id=draft.message.pk,
         number=1,
         from_endpoint_id=draft.message.from_endpoint_id,
         addresses=[address for address, _ in draft.mail.recipients],
@@ -398,6 +399,8 @@ def _first_attempt(draft: Draft, now: datetime) -> OutboundMessageAttempt:
         expires_at=draft.message.expires_at,
         priority=PRIORITIES[draft.options.priority or INTERACTIVE],
     )
+    attempt.message = draft.message
+    return attempt
 
 
 def _traceparent() -> str:

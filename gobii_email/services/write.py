@@ -21,7 +21,7 @@ from gobii_email.models import (
     PersistentAgentMessage,
     PersistentAgentMessageAttachment,
 )
-from gobii_email.models.bulk_rows import insert_missing, insert_rows
+from gobii_email.models.bulk_rows import insert_missing, insert_rows, new_object
 from gobii_email.services.gather import ready_senders
 from gobii_email.services.render import Renderer
 from gobii_email.services.submit import (
@@ -244,13 +244,16 @@ def _thread(parent: PersistentAgentMessage | str | None) -> tuple[str, tuple[str
 def _message(
     new: NewMail, mail: Mail, endpoint: PersistentAgentCommsEndpoint, now: datetime
 ) -> PersistentAgentMessage:
-    return PersistentAgentMessage(
+    parent = new.in_reply_to if isinstance(new.in_reply_to, PersistentAgentMessage) else None
+    message = new_object(
+        PersistentAgentMessage,
         timestamp=now,
-        from_endpoint=endpoint,
-        parent=new.in_reply_to if isinstance(new.in_reply_to, PersistentAgentMessage) else None,
+        parent_id=None if parent is None else parent.pk,
         body=mail.body,
         raw_payload={"headers": dict(mail.headers), "reply_to": mail.reply_to},
     )
+    message.from_endpoint = endpoint
+    return message
 
 
 def _store(drafts: Sequence[Draft], now: datetime) -> None:
