@@ -19,7 +19,6 @@ from gobii_email.domain.classification import AccountState, Scope
 from gobii_email.domain.judgement import judge
 from gobii_email.domain.lifecycle import AttemptStatus, Move, Provider
 from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome
-
 from gobii_email.domain.selection import Hold, NoTransport, Selection, Use
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.encryption import SecretUnreadable
@@ -371,10 +370,10 @@ class AccountTurn:
     def _call_for_help(self, entered: Entered) -> None:
         """There is more than one turn can do, and the account may have another one: rings for it."""
         connections = self.scopes[0].connections
-        if self.turn.has_more and not self.has_called_for_help and not self.is_probe:
-            if connections is None or entered.lanes < connections:
-                self.has_called_for_help = True
-                wiring.doorbell().ring([Hint(self.turn.attempt_id, self.turn.lane)], once=True)
+        has_place = connections is None or entered.lanes < connections
+        if self.turn.has_more and has_place and not (self.has_called_for_help or self.is_probe):
+            self.has_called_for_help = True
+            wiring.doorbell().ring([Hint(self.turn.attempt_id, self.turn.lane)], once=True)
 
     def _send_batch(self, works: Sequence[Work]) -> None:
         asked = [work.addresses[: self.limits.most_recipients] for work in works]
@@ -473,7 +472,7 @@ class AccountTurn:
             self.returned += cost
 
     def _go_on_after(self, outcome: Outcome, addresses: Sequence[str]) -> None:
-        """Ends the turn where the next mail would meet the same end; what was learned is in the rows by now."""
+        """Ends the turn where the next mail would end likewise; what was learned is in the rows by now."""
         if isinstance(outcome, Accepted):
             self._note_success()
             if not outcome.refused:
@@ -486,10 +485,11 @@ class AccountTurn:
         if is_its_own and judgement.hold is None:
             return
         self.turn.is_over = self.turn.has_more = True
-        if isinstance(outcome, Lost) and judgement.reading.scope is Scope.HOST and not outcome.is_marked:
-            if shares.unwell(self.host) >= FAILURES_OF_A_HOST:
-                hold.leave_host_alone(self.host, outcome.text, timezone.now())
-                release_connection()
+        if not isinstance(outcome, Lost) or judgement.reading.scope is not Scope.HOST:
+            return
+        if shares.unwell(self.host) >= FAILURES_OF_A_HOST:
+            hold.leave_host_alone(self.host, outcome.text, timezone.now())
+            release_connection()
 
     def _note_success(self) -> None:
         """Once a turn."""

@@ -20,7 +20,7 @@ from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import Probe, ProbeFailure, ProbeStep
 from gobii_email.services import hold
-from gobii_email.services.lease import release_connection
+from gobii_email.services.record import release_connection
 
 IMAP_NOT_YET = "IMAP test is not available yet."
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from django.db import Error, connection
+from django.db import Error, connection, transaction
 from django.utils import timezone
 
 from gobii_email import wiring
@@ -57,7 +57,7 @@ class Lease:
 
 @dataclass
 class Kept:
-    """What one turn holds: claimed attempts, and its place at the limiter. Changed by the turn's thread alone.
+    """What one turn holds: claimed attempts, and its place at the limiter. Only the turn's thread changes it.
 
     After `longest` from the last `touch` nothing of it is renewed any more, whatever its thread may wait for.
     """
@@ -134,12 +134,12 @@ def _renew_attempts(works: Sequence[Work], length: timedelta) -> int:
         lease_token__in={work.token for work in works},
         status=AttemptStatus.SENDING,
     )
-    if connection.features.has_select_for_update_skip_locked:
-        # A row that is being ended just now needs no renewal, and must not be waited for.
-        rows = OutboundMessageAttempt.objects.filter(
-            pk__in=rows.select_for_update(skip_locked=True).values("pk")
-        )
-    return rows.update(due_at=timezone.now() + length)
+    with transaction.atomic():
+        if connection.features.has_select_for_update_skip_locked:
+            # A row that is being ended just now needs no renewal, and must not be waited for.
+            mine = rows.select_for_update(skip_locked=True).values_list("pk", flat=True)
+            rows = OutboundMessageAttempt.objects.filter(pk__in=list(mine))
+        return rows.update(due_at=timezone.now() + length)
 
 
 def _renew_places(kept: Sequence[Kept], length: timedelta) -> None:

@@ -34,7 +34,7 @@ class Entry(Generic[T]):
     __slots__ = ("_done", "is_written", "problem", "value")
 
     def __init__(self, value: T) -> None:
-        self.value = value
+        self.value: T = value
         self.is_written = False
         self.problem: Exception | None = None
         self._done = threading.Lock()
@@ -57,7 +57,7 @@ class Writer(Generic[T]):
 
     def __init__(self, name: str, write: Callable[[Sequence[T]], set[uuid.UUID]]) -> None:
         self._name = name
-        self._write = write
+        self._write: Callable[[Sequence[T]], set[uuid.UUID]] = write
         self._entries: queue.SimpleQueue[Entry[T]] = queue.SimpleQueue()
         self._process = 0
 

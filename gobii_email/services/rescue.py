@@ -1,7 +1,8 @@
 """Ending an attempt whose worker let its lease run out, by how far it had come.
 
-Before its connection it is queued again, once: what loses its workers twice there may be their ruin. Before the mark nothing was sent: it ends like a lost connection.
-After the mark nobody knows: it ends in doubt, as every such loss does.
+Before its connection it is queued again, but only once: what loses its worker there twice may be what ruins
+it. Before the mark nothing was sent: it ends like a lost connection. After the mark nobody knows: it ends in
+doubt, as every such loss does.
 """
 
 import logging

@@ -4,7 +4,6 @@ One transaction, fenced by the lease; a late worker changes nothing, its answer 
 What an ending means is decided in domain/judgement; locks are taken in the order attempt, message.
 """
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Collection
@@ -80,15 +79,15 @@ def acceptance_of(
         token=work.token,
         provider=str(provider),
         at=now,
-        smtp_code=reply.code if provider is Provider.SMTP else None,
-        enhanced_status=reply.enhanced,
+        code=reply.code if provider is Provider.SMTP else None,
+        enhanced=reply.enhanced,
         reply=reply.text,
-        provider_message_id=outcome.provider_message_id,
-        stage_ms=json.dumps(stage_ms),
+        queue_id=outcome.provider_message_id,
+        stage_ms=stage_ms,
         tls=facts.tls,
-        peer_address=facts.peer_address,
-        text=_accepted_text(1, len(work.addresses), reply),
-        data=json.dumps(data),
+        peer=facts.peer_address,
+        said=_accepted_text(1, len(work.addresses), reply),
+        data=data,
     )
 
 
@@ -259,14 +258,18 @@ def _written(found: RecipientJudgement, ending: Ending) -> RecipientJudgement:
 def _write_recipients(
     attempt: OutboundMessageAttempt, ending: Ending, *, only: Collection[str] | None = None
 ) -> None:
-    """One statement for each different result; usually there is one. `only` these addresses, if given."""
+    """One statement for each different result; usually there is one. `only` these addresses, if given.
+
+    Whom a doubt is about becomes pending again, also after an earlier attempt was deferred: whatever ends
+    the doubt tells them by that from those who are to be tried again.
+    """
     groups: dict[RecipientJudgement, list[str]] = defaultdict(list)
     for address, found in ending.judgement.recipients.items():
         if only is not None and address not in only:
             continue
         groups[_written(found, ending)].append(address)
     for found, addresses in groups.items():
-        if found.status is RecipientStatus.PENDING:
+        if found.status is RecipientStatus.PENDING and ending.move is not Move.LOST_AFTER_MARK:
             continue
         values: dict[str, object] = {"status": found.status}
         if found.reply is not None:

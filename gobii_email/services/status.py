@@ -7,7 +7,7 @@ from typing import Any
 from django.utils import timezone
 
 from gobii_email.domain.lifecycle import OPEN, AttemptStatus, MessageStatus
-from gobii_email.models import Lane, OutboundMessageAttempt, PersistentAgentMessage
+from gobii_email.models import AgentEmailAccount, Lane, OutboundMessageAttempt, PersistentAgentMessage
 from gobii_email.services.tell import clock_time
 from gobii_email.services.wait import wait_sentence
 
@@ -139,22 +139,18 @@ def _waiting_for(
     if attempt.not_before > now:
         return _not_yet(attempt, attempts, now)
     if attempt.held_reason and attempt.due_at is not None and attempt.due_at > now:
-        return wait_sentence(attempt.held_code, attempt.held_reason, _until(attempt, message), now)
+        is_for_life = message.expires_at is not None and attempt.due_at >= message.expires_at
+        until = None if is_for_life else attempt.due_at
+        return wait_sentence(attempt.held_code, attempt.held_reason, until, now)
     lane = Lane.objects.filter(pk=attempt.from_endpoint_id, look_at__gt=now).exclude(code="").first()
     if lane is not None:
         return wait_sentence(lane.code, lane.reason, _lane_until(lane, message), now)
     return "Waits for a free worker."
 
 
-def _until(attempt: OutboundMessageAttempt, message: PersistentAgentMessage) -> datetime | None:
-    """None for until somebody acts."""
-    is_for_life = message.expires_at is not None and attempt.due_at >= message.expires_at
-    return None if is_for_life else attempt.due_at
-
-
 def _lane_until(lane: Lane, message: PersistentAgentMessage) -> datetime | None:
     """The end of the account's hold, None where a person has to end it; else the lane's next look."""
-    account = getattr(message.from_endpoint, "agentemailaccount", None)
+    account: AgentEmailAccount | None = getattr(message.from_endpoint, "agentemailaccount", None)
     if account is not None and account.state == lane.code:
         return account.state_until
     return lane.look_at
