@@ -185,11 +185,13 @@ def _senders(mails: Sequence[NewMail]) -> dict[str, PersistentAgentCommsEndpoint
     named = set(filter(str.isprintable, texts))
     given = {new.from_endpoint.pk for new in mails if not isinstance(new.from_endpoint, str)}
     endpoints = ready_senders().filter(owner_agent__isnull=False, channel=CommsChannel.EMAIL)
-    found = {}
+    found: dict[str, PersistentAgentCommsEndpoint] = {}
     if named:
         # By the expression that is indexed.
         rows = endpoints.alias(lower=Lower("address")).filter(lower__in=set(map(normalise, named)))
-        by_address = {endpoint.address: endpoint for endpoint in rows}
+        by_address: dict[str, PersistentAgentCommsEndpoint] = {
+            endpoint.address: endpoint for endpoint in rows
+        }
         found = {name: by_address[normalise(name)] for name in named if normalise(name) in by_address}
     if given:
         found |= {str(endpoint.pk): endpoint for endpoint in endpoints.filter(pk__in=given)}
