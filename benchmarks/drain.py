@@ -61,6 +61,7 @@ class Result:
     most_open: int = 0
     turns: float = 0.0
     commits: float = 0.0
+    redis_trips: float = 0.0
     redis: dict[str, float] = field(default_factory=dict)
     submit_per_second: float = 0.0
     wire_bytes: int = 0
@@ -156,12 +157,14 @@ def _result(rig: Rig, usages: list[Usage], mails: int) -> Result:
         most_open=seen["most_open"],
         turns=seen["turns"] / max(1, seen["accepted"]),
         commits=(end.commits - warm.commits - 2 * _looks(usages, warm)) / count,
+        redis_trips=(end.redis_trips - warm.redis_trips - _OWN_TRIPS * _looks(usages, warm)) / count,
         redis=dict(sorted(redis.items(), key=lambda item: -item[1])),
         wire_bytes=seen["bytes"] // max(1, seen["accepted"]),
     )
 
 
-# The benchmark's own questions.
+# The benchmark's own questions, and how often it is read for each look.
+_OWN_TRIPS = 4
 _OURS = {"info", "client|setinfo", "client", "hello"}
 
 
@@ -208,6 +211,7 @@ def plain_statement(text: str) -> str:
     """Its shape: without values, the names of its columns and the app's prefix of tables."""
     plain = re.sub(r"\s+", " ", _VALUES.sub("?", text))
     plain = re.sub(r'"?gobii_email_|"', "", re.sub(r"\(\?(?:, \?)+\)", "(?…)", plain))
+    plain = re.sub(r"\(\?…\)(?:, \(\?…\))+", "(?…)…", plain)
     plain = re.sub(r"(SELECT|RETURNING) .*? FROM", r"\1 … FROM", plain)
     return plain or "(empty: a pool asks whether a connection lives)"
 
@@ -259,7 +263,12 @@ def look_inside(names: list[str], load: Load, *, statements: bool, profile: bool
                 out = rig.directory / "samples.json"
                 result = drain(rig, name, load, profile=out)
                 print(line(name, [result]))
+                print("Redis, with what scripts call:", redis_calls(result))
                 print(sampler.report(out, result.mails))
+
+
+def redis_calls(result: Result) -> str:
+    return ", ".join(f"{name} {calls:.1f}" for name, calls in result.redis.items() if calls >= 0.05)
 
 
 def compare(names: list[str], load: Load, rounds: int, seconds: float) -> dict[str, Any]:
@@ -297,11 +306,10 @@ def line(name: str, runs: list[Result]) -> str:
         for word in ("missing", "doubled", "unsettled")
         if (count := max(getattr(run, word) for run in runs))
     ]
-    redis = statistics.median(sum(run.redis.values()) for run in runs)
     return (
         f"{(ROWS | PEERS)[name].title:40} {middle('per_second'):6.0f}/s {middle('milliseconds'):6.2f} ms"
         f"  dispatcher {middle('dispatcher_ms'):4.2f} ms  commits {middle('commits'):4.1f}"
-        f"  redis {redis:4.1f}"
+        f"  redis {middle('redis_trips'):4.1f}"
         f"  round trips {middle('turns'):4.1f}  connections {middle('connections'):5.0f}"
         f" ({middle('most_open'):.0f} at once)  {' '.join(problems)}"
     )

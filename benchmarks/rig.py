@@ -67,7 +67,7 @@ for line in sys.stdin:
     message, = write([NewMail(facts["sender"], "to@rcpt.example", "One mail", facts["body"])])
     print(json.dumps([started, time.monotonic(), message.rfc_message_id.strip('<>')]), flush=True)
 """
-# Some two kilobytes on the wire: a paragraph of Markdown goes out as text and as a page of HTML.
+# Some three kilobytes on the wire: a paragraph of Markdown goes out as text and as a page of HTML.
 BODY = "A paragraph of a report, *as agents write them*, that says little."
 
 
@@ -80,6 +80,7 @@ class Usage:
     processor: float
     dispatcher: float
     commits: int
+    redis_trips: int
     redis: Counter[str]
 
 
@@ -190,6 +191,7 @@ class Rig:
             processor=sum(processor_seconds(worker.pid) for worker in self.workers),
             dispatcher=processor_seconds(self.dispatcher.pid) if self.dispatcher else 0.0,
             commits=self.commits(),
+            redis_trips=self.redis_trips(),
             redis=self.redis_calls(),
         )
 
@@ -208,6 +210,11 @@ class Rig:
         with redis.Redis.from_url(self.stack.valkey.url) as client:
             stats = client.info("commandstats")
         return Counter({name.removeprefix("cmdstat_"): facts["calls"] for name, facts in stats.items()})
+
+    def redis_trips(self) -> int:
+        """How often the broker has read from its clients: their round trips, whatever scripts do inside."""
+        with redis.Redis.from_url(self.stack.valkey.url) as client:
+            return int(client.info("stats")["total_reads_processed"])
 
     def redis_memory(self) -> tuple[int, int]:
         """Bytes in use now, and at the most so far."""

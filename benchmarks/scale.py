@@ -89,7 +89,8 @@ def measure(rows: int, *, accounts: int, mails: int, threads: int, seconds: floa
         senders = rig.accounts("busy", accounts, REUSED)
         rig.submit(senders[:1], 1, "A short mail.")
         started = time.monotonic()
-        multiply(rig, rows, senders, sendable=mails)
+        # More than are waited for: workers take them several at a time.
+        multiply(rig, rows, senders, sendable=3 * mails + 1000)
         print(f"{rows} rows made in {time.monotonic() - started:.0f} s", flush=True)
         start = len(rig.logged())
         rig.log_statements(False)

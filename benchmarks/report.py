@@ -1,0 +1,191 @@
+"""Runs the benchmarks and writes what they found into docs/performance.md, each under its own mark.
+
+`python -m benchmarks.report` runs all of them, some twenty minutes; with names it runs those and leaves the
+other tables as they are. Only real runs are written, with the machine, the date and the versions.
+"""
+
+import argparse
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks import drain, fairness, limits, memory, scale, sink
+from benchmarks.rivals import PEERS
+from gobii_email.testing.postgres import postgres_binaries
+from gobii_email.testing.stack import ROOT
+
+PAGE = ROOT / "docs" / "performance.md"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def drain_section(load: drain.Load, rounds: int, seconds: float) -> str:
+    names = list(drain.ROWS | PEERS)
+    document = drain.compare(names, load, rounds, seconds)
+    print(drain.as_text(document))
+    ceiling = sink.ceiling()
+    return drain_text(document) + (
+        f"\n\nThe sink itself takes {ceiling['per_second']:.0f} mails a second from two processes of bare,"
+        f" pipelined smtplib, at {ceiling['sink_ms']:.2f} ms of its processor each.\n"
+    )
+
+
+def drain_text(document: Mapping[str, Any]) -> str:
+    found = {name: [drain.Result(**run) for run in runs] for name, runs in document["rows"].items()}
+    head = [
+        "",
+        "mails/s",
+        "worker ms a mail",
+        "round trips a mail",
+        "commits",
+        "Redis trips",
+        "connections",
+        "runs",
+    ]
+    rows = [_drain_row(name, runs) for name, runs in found.items()]
+    load = document["load"]
+    wire = statistics.median(run.wire_bytes for runs in found.values() for run in runs)
+    return "\n".join(
+        [
+            f"{load['mails']} mails of {wire:.0f} bytes a run, {load['accounts']} accounts, {load['threads']}"
+            " threads a worker; medians of runs that alternate.",
+            "",
+            table(head, rows),
+            "",
+            *(f"- {text}" for text in drain.ratios(found)),
+        ]
+    )
+
+
+def _drain_row(name: str, runs: list[drain.Result]) -> list[str]:
+    def middle(value: str) -> float:
+        return statistics.median(getattr(run, value) for run in runs)
+
+    bad = sum(run.missing + run.doubled + run.unsettled for run in runs)
+    return [
+        (drain.ROWS | PEERS)[name].title + (f" **({bad} missing, doubled or unsettled)**" if bad else ""),
+        f"{middle('per_second'):.0f}",
+        f"{middle('milliseconds'):.2f}",
+        f"{middle('turns'):.1f}",
+        f"{middle('commits'):.1f}",
+        f"{middle('redis_trips'):.1f}",
+        f"{middle('connections'):.0f}",
+        str(len(runs)),
+    ]
+
+
+def fairness_section() -> str:
+    wanted = fairness.disturbances(20_000, 200)
+    document = fairness.compare(list(wanted), wanted, mails=100, threads=32, seconds=60, head_start=5)
+    rows, idle = document["rows"], document["rows"]["idle"]
+    head = ["meanwhile", "p50 ms", "p99 ms", "p50, times idle", "p99, times idle", "not arrived"]
+    return table(
+        head,
+        [
+            [
+                row["title"],
+                f"{1000 * row['p50']:.0f}",
+                f"{1000 * row['p99']:.0f}",
+                f"{row['p50'] / idle['p50']:.1f}",
+                f"{row['p99'] / idle['p99']:.1f}",
+                f"{row['late']} of {row['count']}",
+            ]
+            for row in rows.values()
+        ],
+    )
+
+
+def limits_section() -> str:
+    document = limits.compare([60, 600, 3000], workers=2, threads=32, seconds=125, flush_at=75)
+    head = ["a minute", "fullest minute", "and after FLUSHALL", "used", "doubled"]
+    return table(
+        head,
+        [
+            [
+                str(row["per_minute"]),
+                str(row["fullest_before_flush"]),
+                str(row["fullest"]),
+                f"{100 * row['share']:.1f} %",
+                str(row["doubled"]),
+            ]
+            for row in document["rows"]
+        ],
+    )
+
+
+def scale_section() -> str:
+    document = scale.compare(1000, 1_000_000, accounts=50, mails=1000, threads=32, seconds=60)
+    return "```\n" + scale.as_text(document, plans=True) + "\n```"
+
+
+def memory_section() -> str:
+    document = memory.compare(20_000, 20, 32, 240)
+    return "\n".join([f"- {memory.large_line(document['large'])}", f"- {memory.many_line(document['many'])}"])
+
+
+SECTIONS: Mapping[str, Callable[[], str]] = {
+    "drain": lambda: drain_section(drain.Load(), rounds=3, seconds=330),
+    "fairness": fairness_section,
+    "limits": limits_section,
+    "scale": scale_section,
+    "memory": memory_section,
+}
+
+
+def provenance(command: str) -> str:
+    """Under which a number means anything: when, on what, with what, which code, how."""
+    model = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    cores = sum(line.startswith("processor") for line in _lines("/proc/cpuinfo"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("Django", "celery", "redis", "psycopg"))
+    postgres = subprocess.run(
+        [postgres_binaries() / "postgres", "--version"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    load = Path("/proc/loadavg").read_text().split()[0]
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {cores} cores of {model},"
+        f" Python {platform.python_version()}, {packages}, {postgres}, commit {_commit()}, load average {load} in the end. `{command}`"
+    )
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def write(page: Path, name: str, text: str) -> None:
+    """Puts `text` between the section's marks. Raises ValueError where the page has none."""
+    before, begin, rest = page.read_text().partition(f"<!-- {name}: begin -->\n")
+    _, end, after = rest.partition(f"<!-- {name}: end -->")
+    if not begin or not end:
+        raise ValueError(f"{page.name} has no marks for {name}")
+    page.write_text(f"{before}{begin}{text.rstrip()}\n{end}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *SECTIONS], metavar="NAME", help=", ".join(SECTIONS))
+    for name in parser.parse_args().names or SECTIONS:
+        print(f"== {name}", flush=True)
+        found = SECTIONS[name]()
+        write(PAGE, name, f"{provenance(f'python -m benchmarks.report {name}')}\n\n{found}")
+
+
+if __name__ == "__main__":
+    main()
