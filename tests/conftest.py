@@ -1,9 +1,11 @@
 """What many tests need: a trusted authority, a real submission server, an agent with a tested mailbox."""
 
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from django.utils import timezone
 from fakeredis import FakeRedis
 
 from gobii_email import wiring
@@ -14,7 +16,9 @@ from gobii_email.models import (
     OutboundMessageAttempt,
     PersistentAgent,
     PersistentAgentCommsEndpoint,
+    PersistentAgentMessage,
 )
+from gobii_email.models.queue import Claim, Work, claim
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 
@@ -69,9 +73,13 @@ def endpoint(agent: PersistentAgent) -> PersistentAgentCommsEndpoint:
     )
 
 
+AMPLE = {"per_minute": 1_000_000_000, "per_hour": 1_000_000_000, "per_day": 1_000_000_000, "max_connections": 8}
+"""Limits that no test reaches: an account without any has those of a server that nobody knows."""
+
+
 def connect(endpoint: PersistentAgentCommsEndpoint, port: int, **values: Any) -> AgentEmailAccount:
-    """An account of `endpoint` at the local server's `port`, tested and enabled."""
-    settings = {"smtp_host": "localhost", "smtp_security": "starttls", "smtp_auth": "plain"} | values
+    """An account of `endpoint` at the local server's `port`, tested, enabled and practically unlimited."""
+    settings = {"smtp_host": "localhost", "smtp_security": "starttls", "smtp_auth": "plain", **AMPLE, **values}
     account = AgentEmailAccount(endpoint=endpoint, smtp_port=port, **settings)
     if account.smtp_auth != "none":
         account.smtp_username = account.smtp_username or endpoint.address
@@ -89,6 +97,28 @@ def account(
 ) -> AgentEmailAccount:
     settings.BYO_EMAIL_ALLOWED_PORTS = str(smtp_server.port)
     return connect(endpoint, smtp_server.port)
+
+
+def taken(message: PersistentAgentMessage, owner: str = "worker-1") -> Work:
+    """The attempt of `message` that waits, claimed by a worker; it has to be the next one of its lane."""
+    attempt = message.attempts.get(status="queued")
+    now = timezone.now()
+    (work,) = claim(Claim(attempt.from_endpoint_id, 1, owner, now, now + timedelta(seconds=60)))
+    assert work.id == attempt.pk
+    return work
+
+
+def row_of(work: Work) -> OutboundMessageAttempt:
+    """The attempt as whoever claimed it knows it, to be settled."""
+    attempt = OutboundMessageAttempt.objects.for_delivery(str(work.id))
+    assert attempt.lease_token == work.token
+    return attempt
+
+
+def live_until(at: datetime) -> None:
+    """Every message, and with it its attempts, lives until `at`."""
+    PersistentAgentMessage.objects.update(expires_at=at)
+    OutboundMessageAttempt.objects.update(expires_at=at)
 
 
 @pytest.fixture

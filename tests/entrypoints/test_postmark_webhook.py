@@ -13,9 +13,8 @@ from gobii_email.domain.lifecycle import Provider
 from gobii_email.domain.outcomes import Accepted
 from gobii_email.domain.smtp_replies import Reply
 from gobii_email.models import OutboundMessageAttempt, PersistentAgentCommsEndpoint
-from gobii_email.services.deliver import claim
 from gobii_email.services.settle import settle
-from tests.conftest import RecordingDoorbell
+from tests.conftest import RecordingDoorbell, row_of, taken
 
 pytestmark = pytest.mark.django_db
 
@@ -31,11 +30,10 @@ def secret(settings: Any, doorbell: RecordingDoorbell) -> None:
 @pytest.fixture
 def attempt(endpoint: PersistentAgentCommsEndpoint) -> OutboundMessageAttempt:
     message = api.send_agent_email(from_endpoint=endpoint, to="a@rcpt.example", subject="Hello", body="Hi")
-    taken = claim(str(message.attempts.get().pk), "test")
-    assert taken is not None
+    held = row_of(taken(message))
     outcome = Accepted(Reply(250, "", "OK"), provider_message_id="pm-1")
-    settle(taken, outcome, provider=Provider.POSTMARK, now=timezone.now())
-    return taken
+    settle(held, outcome, provider=Provider.POSTMARK, now=timezone.now())
+    return held
 
 
 def post(body: Any, *, auth: str | None = SECRET, **extra: Any) -> Any:

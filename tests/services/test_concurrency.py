@@ -5,11 +5,13 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 
 from gobii_email import api
 from gobii_email.models import (
@@ -19,9 +21,10 @@ from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
-from gobii_email.services.deliver import claim
+from gobii_email.models.queue import Claim, Work, claim
 from gobii_email.testing.processes import free_port
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
+from gobii_email.testing.valkey import EmbeddedValkey
 from tests.conftest import RecordingDoorbell
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -90,13 +93,14 @@ def database_url() -> str:
     return f"postgres://{facts['USER']}:{facts['PASSWORD']}@{facts['HOST']}:{facts['PORT']}/{facts['NAME']}"
 
 
-def worker_process(name: str, port: int) -> "subprocess.Popen[str]":
+def worker_process(name: str, port: int, redis_url: str) -> "subprocess.Popen[str]":
     environment = {name: value for name, value in os.environ.items() if name != "TEST_DATABASE_URL"}
     environment |= {
         "DJANGO_SETTINGS_MODULE": "gobii_email.settings",
         "DATABASE_URL": database_url(),
         "PYTHONPATH": str(ROOT),
         "BYO_EMAIL_ALLOWED_PORTS": str(port),
+        "REDIS_URL": redis_url,
         "CELERY_BROKER_URL": f"redis://127.0.0.1:{free_port()}/0",
         "LOG_LEVEL": "WARNING",
     }
@@ -127,15 +131,19 @@ def test_several_processes_and_threads_send_each_mail_once_and_meet_no_lock(
 ) -> None:
     for number in range(MAILS // 2):
         send(number)
-    workers = [worker_process(f"worker-{number}", smtp_server.port) for number in range(PROCESSES)]
-    try:
-        start_together(workers)
-        for number in range(MAILS // 2, MAILS):
-            send(number)
-        outputs = [worker.communicate(timeout=60)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
+    # So slow that one turn cannot have done everything before the others have begun theirs.
+    smtp_server.faults.delays["MAIL"] = timedelta(milliseconds=20)
+    with EmbeddedValkey() as counters:
+        names = [f"worker-{number}" for number in range(PROCESSES)]
+        workers = [worker_process(name, smtp_server.port, counters.url) for name in names]
+        try:
+            start_together(workers)
+            for number in range(MAILS // 2, MAILS):
+                send(number)
+            outputs = [worker.communicate(timeout=60)[0] for worker in workers]
+        finally:
+            for worker in workers:
+                worker.kill()
     for worker, output in zip(workers, outputs, strict=True):
         assert "locked" not in output and "Traceback" not in output, output[-3000:]
         assert worker.returncode == 0, output[-3000:]
@@ -149,16 +157,17 @@ def test_several_processes_and_threads_send_each_mail_once_and_meet_no_lock(
 
 
 def test_of_many_who_claim_one_attempt_one_gets_it(endpoint: PersistentAgentCommsEndpoint) -> None:
-    attempt_id = str(send(1).attempts.get().pk)
+    attempt_id = send(1).attempts.get().pk
+    now = timezone.now()
     barrier = threading.Barrier(8)
-    answers: list[Any] = []
+    answers: list[tuple[str, Any]] = []
 
     def work(name: str) -> None:
         barrier.wait()
         try:
-            answers.append(claim(attempt_id, name))
+            answers.append((name, claim(Claim(endpoint.pk, 10, name, now, now + timedelta(minutes=1)))))
         except Exception as problem:
-            answers.append(problem)
+            answers.append((name, problem))
         finally:
             connection.close()
 
@@ -167,8 +176,8 @@ def test_of_many_who_claim_one_attempt_one_gets_it(endpoint: PersistentAgentComm
         thread.start()
     for thread in threads:
         thread.join()
-    winners = [answer for answer in answers if answer is not None]
     assert len(answers) == 8
-    assert len(winners) == 1 and isinstance(winners[0], OutboundMessageAttempt), winners
+    ((winner, (taken,)),) = [answer for answer in answers if answer[1] != []]
+    assert isinstance(taken, Work) and taken.id == attempt_id
     held = OutboundMessageAttempt.objects.get(pk=attempt_id)
-    assert (held.lease_token, held.lease_owner) == (winners[0].lease_token, winners[0].lease_owner)
+    assert (held.lease_token, held.lease_owner) == (taken.token, winner)

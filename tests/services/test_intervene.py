@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,12 +13,12 @@ from django.utils import timezone
 from gobii_email import api
 from gobii_email.domain.lifecycle import Provider
 from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt, PersistentAgentMessage
-from gobii_email.services.deliver import claim, deliver
+from gobii_email.services.deliver import deliver
 from gobii_email.services.dispatch import dispatch_round
 from gobii_email.services.intervene import NotPossible, cancel, resolve_by_hand, retry
 from gobii_email.services.lease import Lease
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
-from tests.conftest import RecordingDoorbell
+from tests.conftest import RecordingDoorbell, live_until, taken
 
 pytestmark = pytest.mark.django_db
 
@@ -40,7 +41,8 @@ def send(*to: str, **values: Any) -> PersistentAgentMessage:
 
 def go(message: PersistentAgentMessage) -> str:
     """Delivers what waits, whenever it was to be."""
-    OutboundMessageAttempt.objects.filter(message=message, status="queued").update(not_before=timezone.now())
+    now = timezone.now()
+    message.attempts.filter(status="queued").update(not_before=now, due_at=now)
     return deliver(str(message.attempts.get(status="queued").pk), owner="worker")
 
 
@@ -60,15 +62,13 @@ def queued(server: ScriptedSmtpServer) -> PersistentAgentMessage:
 
 def sending(server: ScriptedSmtpServer) -> PersistentAgentMessage:
     message = send()
-    assert claim(str(message.attempts.get().pk), "worker") is not None
+    taken(message)
     return message
 
 
 def marked(server: ScriptedSmtpServer) -> PersistentAgentMessage:
     message = send()
-    attempt = claim(str(message.attempts.get().pk), "worker")
-    assert attempt is not None
-    Lease(attempt, Provider.SMTP, timedelta(seconds=60), longest=timedelta(seconds=60)).mark()
+    Lease(taken(message), Provider.SMTP).mark()
     return message
 
 
@@ -127,8 +127,8 @@ Make = Callable[[ScriptedSmtpServer], PersistentAgentMessage]
     ("make", "before", "is_withdrawn", "after"),
     [
         (queued, "queued", True, ("cancelled", ["cancelled"], ["pending"])),
-        (sending, "queued", True, ("cancelled", ["cancelled"], ["pending"])),
-        (marked, "queued", False, ("queued", ["sending"], ["pending"])),
+        (sending, "sending", True, ("cancelled", ["cancelled"], ["pending"])),
+        (marked, "sending", False, ("sending", ["sending"], ["pending"])),
         (waiting_again, "queued", True, ("cancelled", ["deferred", "cancelled"], ["deferred"])),
         (partly_waiting, "queued", True, ("partially_sent", ["sent", "cancelled"], ["accepted", "deferred"])),
         (sent, "sent", False, ("sent", ["sent"], ["accepted"])),
@@ -206,7 +206,7 @@ def test_trying_again_rings_on_commit(
 
 def test_an_expired_message_that_is_tried_again_lives_anew(smtp_server: ScriptedSmtpServer) -> None:
     message = send()
-    PersistentAgentMessage.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    live_until(timezone.now() - timedelta(seconds=1))
     assert go(message) == "failed"
     retry(fresh(message))
     life = fresh(message).expires_at
@@ -217,7 +217,7 @@ def test_an_expired_message_that_is_tried_again_lives_anew(smtp_server: Scripted
 @pytest.mark.django_db(transaction=True)
 def test_trying_again_while_the_dispatcher_ends_the_same_mail_locks_nobody_out() -> None:
     messages = [send() for _ in range(40)]
-    PersistentAgentMessage.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    live_until(timezone.now() - timedelta(seconds=1))
     OutboundMessageAttempt.objects.update(due_at=timezone.now() - timedelta(seconds=1))
     problems: list[Exception] = []
     barrier = threading.Barrier(2)
@@ -294,7 +294,7 @@ def test_a_doubt_that_outlived_the_message_is_still_sent_again_when_a_person_say
     smtp_server: ScriptedSmtpServer,
 ) -> None:
     message = in_doubt(smtp_server)
-    PersistentAgentMessage.objects.update(expires_at=timezone.now() - timedelta(hours=1))
+    live_until(timezone.now() - timedelta(hours=1))
     resolve_by_hand(fresh(message), "resend")
     assert go(message) == "sent"
 

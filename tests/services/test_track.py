@@ -11,11 +11,10 @@ from gobii_email.domain.lifecycle import Provider
 from gobii_email.domain.outcomes import Accepted, Cause, Lost, Refused
 from gobii_email.domain.smtp_replies import Reply, Stage
 from gobii_email.models import OutboundMessageAttempt, OutboundMessageEvent, PersistentAgentCommsEndpoint
-from gobii_email.services.deliver import claim
 from gobii_email.services.settle import settle
 from gobii_email.services.track import Sighting, StillSending, What, track
 from gobii_email.signals import recipient_bounced
-from tests.conftest import RecordingDoorbell
+from tests.conftest import RecordingDoorbell, row_of, taken
 
 pytestmark = pytest.mark.django_db
 
@@ -32,9 +31,7 @@ def claimed(*recipients: str) -> OutboundMessageAttempt:
     message = api.send_agent_email(
         from_endpoint="agent@sender.example", to=recipients or (A,), subject="Hello", body="Hi"
     )
-    attempt = claim(str(message.attempts.get().pk), "test")
-    assert attempt is not None
-    return attempt
+    return row_of(taken(message))
 
 
 def ended(outcome: Any, *recipients: str, provider: Provider = Provider.POSTMARK) -> OutboundMessageAttempt:
