@@ -211,6 +211,21 @@ def test_the_next_slot_is_exact(limits: RedisLimiter, time: Time) -> None:
     )
 
 
+def test_what_is_counted_together_is_free_when_the_last_of_it_is(limits: RedisLimiter, time: Time) -> None:
+    """A thousandth of a minute is 60 ms."""
+    scopes = known(limits, account(minute=3))
+    limits.enter("lane", scopes, lease=LEASE)
+    for _ in range(3):
+        send(limits, "lane", scopes, 1)
+        time.pass_by(30 * MILLISECOND)
+    latest = START + 60 * MILLISECOND
+    assert limits.room("lane", scopes) == Wait(latest + MINUTE, "the account's limit of 3 a minute")
+    time.now = latest + MINUTE - MILLISECOND
+    assert isinstance(limits.room("lane", scopes), Wait)
+    time.now = latest + MINUTE
+    assert limits.room("lane", scopes) == Entered(3, 1)
+
+
 def test_a_slot_for_many_waits_for_enough_of_them(limits: RedisLimiter, time: Time) -> None:
     scopes = known(limits, account(minute=10))
     limits.enter("lane", scopes, lease=LEASE)
@@ -253,8 +268,9 @@ def test_reserved_counts_until_it_is_settled_however_long_that_takes(
     time.pass_by(10 * MINUTE)
     assert limits.admit("lane", scopes, [1]).granted == 0
     limits.settle("lane", scopes, spent=[Spent(1, 20 * SECOND)], returned=1)
+    time.pass_by(40 * SECOND - MILLISECOND)
     assert limits.usage(scopes[0]).used == {"minute": 1}
-    time.pass_by(40 * SECOND)
+    time.pass_by(MILLISECOND)
     assert limits.usage(scopes[0]).used == {"minute": 0}
 
 
@@ -449,15 +465,16 @@ STEPS = st.lists(
         st.sampled_from(["ask", "ask", "finish", "finish", "refuse", "crash", "leave"]),
         st.integers(0, 2),  # the lane
         st.integers(1, 3),  # the cost
-        st.sampled_from([0, 1, 59, 61, 900, 7_000, 20_000, 60_000]),  # milliseconds that pass before
+        st.sampled_from([0, 1, 30, 59, 61, 20_000, 29_970, 59_940, 60_000]),  # milliseconds before it
     ),
+    min_size=20,
     max_size=80,
 )
 
 
-@given(steps=STEPS, limit=st.integers(3, 8))
+@given(steps=STEPS, limit=st.integers(3, 6))
 @settings(
-    max_examples=60,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
