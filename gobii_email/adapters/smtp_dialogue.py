@@ -135,6 +135,7 @@ class Dialogue:
         return not (
             self.is_open
             and self.is_at_command
+            and not self.session.is_out_of_step
             and self.messages < messages
             and self.age_seconds < MAX_AGE_SECONDS
         )

@@ -54,7 +54,8 @@ class SmtpSession(smtplib.SMTP):
 
     `doing` names the step in sentences. `on_wait` is called at the start of each wait for the
     network, and again at least every `HEARTBEAT_SECONDS`. `owed` counts the replies to what was
-    asked that have not been heard yet. With an `endpoint`, TLS sessions are resumed.
+    asked that have not been heard yet; a session that once was answered unasked `is_out_of_step`.
+    With an `endpoint`, TLS sessions are resumed.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class SmtpSession(smtplib.SMTP):
         self.deadline = deadline
         self.doing = "the connection"
         self.owed = 0
+        self.is_out_of_step = False
         self._on_wait = on_wait
         self._timeout: float | None = None
         self._received = bytearray()
@@ -120,6 +122,7 @@ class SmtpSession(smtplib.SMTP):
             self._receive_what_is_there()
         if not self._received:
             return
+        self.is_out_of_step = True
         reply = self.read_reply()
         if reply.code >= 400:
             raise Denied(reply)

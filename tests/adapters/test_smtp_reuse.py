@@ -281,6 +281,22 @@ def test_what_was_taken_in_part_is_not_begun_again_in_silence(answers: bytes, st
     assert isinstance(second, Lost) and (second.stage, second.is_marked) == (stage, False)
 
 
+def test_a_server_that_answered_unasked_is_not_used_on() -> None:
+    def play(it: Script) -> None:
+        it.say(b"220 hi")
+        it.answer(b"250 hi")
+        it.answer(b"250 ok", b"550 5.7.1 and another thing")
+        while True:
+            it.answer(b"250 ok")
+
+    with RawServer(play) as server:
+        target = account(server.port, security=Security.NONE, auth=Auth.NONE)
+        sender = transport_to(server.port).open(target, MANY)
+        outcomes = [send(sender), send(sender)]
+        assert len(server.scripts) == 2
+    assert all(isinstance(outcome, Refused) and outcome.stage is Stage.RCPT for outcome in outcomes)
+
+
 def test_a_lease_lost_on_a_stale_connection_dials_no_more() -> None:
     with RawServer(_then(lambda it: None)) as server:
         target = account(server.port, security=Security.NONE, auth=Auth.NONE)
