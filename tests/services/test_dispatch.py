@@ -17,18 +17,19 @@ from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused
 from gobii_email.domain.smtp_replies import Stage, parse_reply
 from gobii_email.models import (
     AgentEmailAccount,
+    Lane,
     MailHost,
     OutboundMessageAttempt,
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
 from gobii_email.ports import LeaseLost
-from gobii_email.services.deliver import claim, deliver
+from gobii_email.services.deliver import deliver
 from gobii_email.services.dispatch import Round, dispatch_round
 from gobii_email.services.lease import Lease
 from gobii_email.services.settle import settle
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
-from tests.conftest import RecordingDoorbell
+from tests.conftest import RecordingDoorbell, live_until, row_of, taken
 
 Deliver = Callable[[], list[str]]
 
@@ -56,14 +57,13 @@ def send(**values: Any) -> PersistentAgentMessage:
 
 def claimed(message: PersistentAgentMessage, *, until: str = "claim") -> OutboundMessageAttempt:
     """The message's attempt in the hands of a worker that came as far as `until`: claim, connect or mark."""
-    attempt = claim(str(message.attempts.get(status="queued").pk), "worker-1")
-    assert attempt is not None
-    lease = Lease(attempt, Provider.SMTP, timedelta(seconds=60), longest=timedelta(minutes=5))
+    work = taken(message)
+    lease = Lease(work, Provider.SMTP)
     if until in {"connect", "mark"}:
         lease.reached(Stage.CONNECT)
     if until == "mark":
         lease.mark()
-    return attempt
+    return row_of(work)
 
 
 def run_out(message: PersistentAgentMessage) -> None:
@@ -205,14 +205,16 @@ def test_mail_is_handed_out_and_looked_at_again_later(
     message = send()
     assert dispatch_round() == Round(), "a fresh attempt is left to its own ring"
     run_out(message)
+    due_at = message.attempts.get().due_at
     assert dispatch_round() == Round(handed_out=1)
-    attempt = message.attempts.get()
-    assert attempt.due_at is not None
-    assert timedelta(seconds=58) < attempt.due_at - timezone.now() <= timedelta(seconds=60)
+    lane = Lane.objects.get(pk=endpoint.pk)
+    assert lane.look_at is not None and lane.is_handed_out
+    assert timedelta(seconds=58) < lane.look_at - timezone.now() <= timedelta(seconds=60)
+    assert message.attempts.get().due_at == due_at, "its place in the queue is its own"
     assert dispatch_round() == Round()
-    run_out(message)
+    Lane.objects.update(look_at=timezone.now() - timedelta(seconds=1))
     assert dispatch_round() == Round(handed_out=1), "a hint that was lost is given again"
-    assert doorbell.rung == [str(attempt.pk)] * 2
+    assert doorbell.rung == [str(message.attempts.get().pk)] * 2
 
 
 def test_a_bell_that_nobody_hears_loses_nothing(
@@ -224,12 +226,12 @@ def test_a_bell_that_nobody_hears_loses_nothing(
     settings.GOBII_BREAKER_PAUSE = "5s"
     message = send()
     run_out(message)
-    monkeypatch.setattr(doorbell, "ring", lambda ids: False)
+    monkeypatch.setattr(doorbell, "ring", lambda hints, **_: False)
     dispatch_round()
     assert statuses(message) == ["queued"]
-    due_at = message.attempts.get().due_at
-    assert due_at is not None
-    assert due_at - timezone.now() <= timedelta(seconds=5), "looked at again once the breaker has closed"
+    look_at = Lane.objects.get(pk=endpoint.pk).look_at
+    assert look_at is not None
+    assert look_at - timezone.now() <= timedelta(seconds=5), "looked at again once the breaker has closed"
 
 
 @pytest.mark.parametrize("held", ["", "The mailbox is paused."])
@@ -238,7 +240,7 @@ def test_waiting_mail_expires_with_the_reason_it_waited_for(
 ) -> None:
     message = send()
     message.attempts.update(held_code="paused" if held else "", held_reason=held)
-    PersistentAgentMessage.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    live_until(timezone.now() - timedelta(seconds=1))
     run_out(message)
     assert dispatch_round() == Round(expired=1)
     assert statuses(message) == ["failed"]
@@ -292,9 +294,12 @@ def test_a_late_loss_changes_nothing(account: AgentEmailAccount) -> None:
 @pytest.mark.parametrize("until", ["claim", "connect"])
 def test_a_worker_that_lost_its_lease_cannot_mark_any_more(account: AgentEmailAccount, until: str) -> None:
     message = send()
-    attempt = lost(message, until=until)
+    work = taken(message)
+    attempt, lease = row_of(work), Lease(work, Provider.SMTP)
+    if until == "connect":
+        lease.reached(Stage.CONNECT)
+    run_out(message)
     dispatch_round()
-    lease = Lease(attempt, Provider.SMTP, timedelta(seconds=60), longest=timedelta(minutes=5))
     with pytest.raises(LeaseLost):
         lease.reached(Stage.CONNECT)
     with pytest.raises(LeaseLost):
@@ -335,9 +340,9 @@ def test_a_withdrawn_attempt_stops_the_worker_before_the_dot(
     with caplog.at_level(logging.INFO, "gobii_email"):
         worker.start()
         deadline = time.monotonic() + 5
-        while latest(message) != "sending" and time.monotonic() < deadline:
+        while message.attempts.get().stage != "connect" and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert latest(message) == "sending"
+        assert (latest(message), message.attempts.get().stage) == ("sending", "connect")
         assert api.cancel_agent_email(message)
         worker.join()
     assert smtp_server.messages == []
@@ -384,4 +389,5 @@ def test_two_dispatchers_never_rescue_the_same_row_twice(
     for message in messages:
         assert events(message).count(told) == 1
         assert message.attempts.count() == (2 if until == "connect" else 1)
-    assert len(doorbell.rung) == len(set(doorbell.rung)) == (len(messages) if until == "claim" else 0)
+    # One hint a lane; a lane that somebody rescues mail of meanwhile may be rung for once more.
+    assert len(doorbell.rung) in (range(1, 4) if until == "claim" else [0])

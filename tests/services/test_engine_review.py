@@ -15,19 +15,24 @@ from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused
 from gobii_email.domain.smtp_replies import Stage, parse_reply
 from gobii_email.models import (
     AgentEmailAccount,
+    Lane,
     MailHost,
     OutboundMessageAttempt,
+    PersistentAgent,
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
+from gobii_email.models import queue as statements
+from gobii_email.models.queue import Work
 from gobii_email.ports import LeaseLost
 from gobii_email.services import deliver as delivery
 from gobii_email.services import hold, intervene, settle, submit, write
-from gobii_email.services.deliver import claim, deliver, persist
+from gobii_email.services.deliver import deliver
 from gobii_email.services.dispatch import dispatch_round
-from gobii_email.services.lease import Lease, LeaseKeeper
+from gobii_email.services.lease import Kept, Lease, LeaseKeeper
+from gobii_email.services.record import persist
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
-from tests.conftest import RecordingDoorbell
+from tests.conftest import RecordingDoorbell, live_until, row_of, taken
 
 pytestmark = pytest.mark.django_db
 
@@ -55,23 +60,23 @@ def send(**values: Any) -> PersistentAgentMessage:
     return api.send_agent_email(**(facts | values))
 
 
+def in_hand(message: PersistentAgentMessage) -> Work:
+    """The message's attempt in the hands of a worker, whenever it was to be."""
+    now = timezone.now()
+    message.attempts.filter(status="queued").update(not_before=now, due_at=now)
+    return taken(message)
+
+
 def claimed(message: PersistentAgentMessage) -> OutboundMessageAttempt:
-    message.attempts.filter(status="queued").update(not_before=timezone.now())
-    attempt = claim(str(message.attempts.get(status="queued").pk), "worker-1")
-    assert attempt is not None
-    return attempt
-
-
-def lease_of(attempt: OutboundMessageAttempt) -> Lease:
-    return Lease(attempt, Provider.SMTP, timedelta(seconds=60), longest=timedelta(minutes=5))
+    return row_of(in_hand(message))
 
 
 def marked(message: PersistentAgentMessage) -> OutboundMessageAttempt:
-    attempt = claimed(message)
-    lease = lease_of(attempt)
+    work = in_hand(message)
+    lease = Lease(work, Provider.SMTP)
     lease.reached(Stage.CONNECT)
     lease.mark()
-    return attempt
+    return row_of(work)
 
 
 def report(attempt: OutboundMessageAttempt, outcome: Outcome, provider: Provider = Provider.SMTP) -> bool:
@@ -166,7 +171,7 @@ def test_a_worker_that_starts_while_its_mail_is_withdrawn_does_not_call_it_sendi
     account: AgentEmailAccount,
 ) -> None:
     message = send()
-    attempt = claimed(message)
+    work = in_hand(message)
     is_withdrawn, problems = threading.Event(), []
 
     def withdraw() -> None:
@@ -177,7 +182,7 @@ def test_a_worker_that_starts_while_its_mail_is_withdrawn_does_not_call_it_sendi
 
     def start() -> None:
         is_withdrawn.wait(10)
-        lease_of(attempt).reached(Stage.CONNECT)
+        Lease(work, Provider.SMTP).reached(Stage.CONNECT)
 
     problems = together(withdraw, start)
     assert [type(problem) for problem in problems] == [LeaseLost]
@@ -191,17 +196,16 @@ def test_a_mailbox_resumed_while_a_worker_puts_its_mail_back_leaves_none_behind(
     end = timezone.now() + timedelta(hours=3) if until else None
     hold.pause(account, reason="Moving house", until=end)
     message = send()
-    real = delivery.select
+    real = delivery.obstacle_of_the_moment
 
-    def select(*args: Any) -> Any:
+    def obstacle(*args: Any) -> Any:
         found = real(*args)
         hold.resume(AgentEmailAccount.objects.get())
         return found
 
-    monkeypatch.setattr(delivery, "select", select)
+    monkeypatch.setattr(delivery, "obstacle_of_the_moment", obstacle)
     assert deliver(str(message.attempts.get().pk), owner="worker-1") == "postponed"
-    attempt = message.attempts.get()
-    assert attempt.due_at is not None and attempt.due_at <= timezone.now()
+    assert_waits_for_nothing(message)
 
 
 @on_postgresql
@@ -211,37 +215,49 @@ def test_a_mailbox_that_is_just_being_resumed_leaves_no_mail_behind(
 ) -> None:
     hold.pause(account, reason="Moving house")
     message = send()
-    real, is_claimed, is_resumed = delivery.select, threading.Event(), threading.Event()
+    real, is_looked_at, is_resumed = delivery.obstacle_of_the_moment, threading.Event(), threading.Event()
 
-    def select(*args: Any) -> Any:
+    def obstacle(*args: Any) -> Any:
         found = real(*args)
-        is_claimed.set()
+        is_looked_at.set()
         is_resumed.wait(10)
         return found
 
     def resume() -> None:
-        is_claimed.wait(10)
+        is_looked_at.wait(10)
         with transaction.atomic():
             hold.resume(AgentEmailAccount.objects.get())
             is_resumed.set()
             threading.Event().wait(0.5)
 
-    monkeypatch.setattr(delivery, "select", select)
+    monkeypatch.setattr(delivery, "obstacle_of_the_moment", obstacle)
     assert together(lambda: deliver(str(message.attempts.get().pk), owner="worker-1"), resume) == []
-    attempt = message.attempts.get()
-    assert attempt.due_at is not None and attempt.due_at <= timezone.now()
+    assert_waits_for_nothing(message)
+
+
+def assert_waits_for_nothing(message: PersistentAgentMessage) -> None:
+    attempt, now = message.attempts.get(), timezone.now()
+    assert attempt.due_at is not None and attempt.due_at <= now
+    assert not Lane.objects.filter(look_at__gt=now).exists()
 
 
 def test_a_login_refused_with_the_old_password_does_not_hold_a_mailbox_tested_since(
-    account: AgentEmailAccount,
+    account: AgentEmailAccount, smtp_server: ScriptedSmtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    smtp_server.faults.replies["AUTH"] = "535 5.7.8 Wrong password"
     message = send()
-    attempt = claimed(message)
-    other = AgentEmailAccount.objects.get()
-    other.set_smtp_password("a new one")
-    other.smtp_tested_fingerprint = other.smtp_fingerprint()
-    other.save()
-    report(attempt, Refused(Stage.AUTH, parse_reply("535 5.7.8 Wrong password")))
+    real = delivery.send_by_account
+
+    def send_and_edit(*args: Any) -> Outcome:
+        outcome = real(*args)
+        other = AgentEmailAccount.objects.get()
+        other.set_smtp_password("a new one")
+        other.smtp_tested_fingerprint = other.smtp_fingerprint()
+        other.save()
+        return outcome
+
+    monkeypatch.setattr(delivery, "send_by_account", send_and_edit)
+    assert deliver(str(message.attempts.get().pk), owner="worker-1") == "deferred"
     account.refresh_from_db()
     assert account.state == "active"
     following = message.attempts.get(status="queued")
@@ -274,7 +290,7 @@ def test_a_key_that_is_not_to_blame_is_not_tried_for_ever(
 ) -> None:
     calls: list[object] = []
 
-    def store(drafts: object) -> None:
+    def store(drafts: object, *_: object) -> None:
         calls.append(drafts)
         raise IntegrityError("something else")
 
@@ -301,7 +317,7 @@ def test_failures_of_one_moment_back_a_host_off_once(account: AgentEmailAccount)
 def test_the_keeper_of_leases_outlives_whatever_it_meets(
     endpoint: PersistentAgentCommsEndpoint, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    attempt = claimed(send())
+    work = in_hand(send())
     keeper, faults, is_renewed = LeaseKeeper(), [fault], threading.Event()
     real = keeper.renew
 
@@ -313,23 +329,24 @@ def test_the_keeper_of_leases_outlives_whatever_it_meets(
         return count
 
     monkeypatch.setattr(keeper, "renew", renew)
-    lease = Lease(attempt, Provider.SMTP, timedelta(milliseconds=150), longest=timedelta(minutes=5))
-    keeper.keep(lease)
+    kept = Kept("turn", timedelta(milliseconds=150), [work])
+    kept.touch(timedelta(minutes=5))
+    keeper.keep(kept)
     try:
         assert is_renewed.wait(5)
     finally:
-        keeper.let_go(lease)
+        keeper.let_go(kept)
 
 
 def test_a_mark_whose_connection_is_broken_sends_no_dot(
     endpoint: PersistentAgentCommsEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lease = lease_of(claimed(send()))
+    lease = Lease(in_hand(send()), Provider.SMTP)
 
-    def broken() -> Any:
+    def broken(*_: object, **__: object) -> Any:
         raise InterfaceError("connection already closed")
 
-    monkeypatch.setattr(lease, "_row", broken)
+    monkeypatch.setattr(statements, "mark", broken)
     with pytest.raises(LeaseLost):
         lease.mark()
 
@@ -359,7 +376,7 @@ def test_a_doubt_that_outlived_its_message_stays_a_doubt(account: AgentEmailAcco
     marked(message)
     run_out(message)
     dispatch_round()
-    PersistentAgentMessage.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    live_until(timezone.now() - timedelta(seconds=1))
     run_out(message)
     dispatch_round()
     dispatch_round()
@@ -403,8 +420,9 @@ def test_mail_whose_hold_is_over_does_not_say_that_it_is_held(account: AgentEmai
     message = send()
     deliver(str(message.attempts.get().pk), owner="worker-1")
     assert "Moving house" in (api.delivery_status(message.pk).waiting_for or "")
-    run_out(message)
-    AgentEmailAccount.objects.update(state_until=timezone.now() - timedelta(seconds=1))
+    over = timezone.now() - timedelta(seconds=1)
+    AgentEmailAccount.objects.update(state_until=over)
+    Lane.objects.update(look_at=over)
     dispatch_round()
     assert api.delivery_status(message.pk).waiting_for == "Waits for a free worker."
 
@@ -413,12 +431,19 @@ def test_mail_whose_hold_is_over_does_not_say_that_it_is_held(account: AgentEmai
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_large_submission_rings_for_its_first_mails_and_leaves_the_others_to_the_dispatcher(
+def test_a_large_submission_rings_for_its_first_senders_and_leaves_the_others_to_the_dispatcher(
     endpoint: PersistentAgentCommsEndpoint, doorbell: RecordingDoorbell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(submit, "MOST_HINTS", 2)
-    facts = {"from_endpoint": endpoint, "subject": "Hello", "body": "Good morning"}
-    messages = write.write([write.NewMail(to=f"to{number}@rcpt.example", **facts) for number in range(5)])
+    senders = [endpoint]
+    for number in range(4):
+        address = f"agent{number}@sender.example"
+        agent = PersistentAgent.objects.create(name=f"Agent {number}")
+        senders.append(
+            PersistentAgentCommsEndpoint.objects.create(owner_agent=agent, channel="email", address=address)
+        )
+    facts = {"to": "to@rcpt.example", "subject": "Hello", "body": "Good morning"}
+    messages = write.write([write.NewMail(from_endpoint=sender, **facts) for sender in senders])
     assert len(doorbell.rung) == 2
     OutboundMessageAttempt.objects.update(due_at=timezone.now() - timedelta(seconds=1))
     dispatch_round()
