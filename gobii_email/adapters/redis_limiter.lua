@@ -28,12 +28,48 @@ local function key(scope, part)
   return 'gobii:limit:' .. scope.key .. ':' .. part
 end
 
-local function number_in(hash, field)
-  return tonumber(call('HGET', hash, field) or 0) or 0
+-- Each scope's hash is read once a call, changed here, and written once, at the end.
+local function state(scope)
+  if not scope.state then
+    scope.state, scope.changed = {}, {}
+    local flat = call('HGETALL', key(scope, 'state'))
+    for at = 1, #flat, 2 do
+      scope.state[flat[at]] = flat[at + 1]
+    end
+  end
+  return scope.state
+end
+
+local function number_in(scope, field)
+  return tonumber(state(scope)[field] or 0) or 0
+end
+
+local function set(scope, field, value)
+  state(scope)[field] = value
+  scope.changed[field] = value
+end
+
+local function add(scope, field, number)
+  if number ~= 0 then
+    set(scope, field, int(number_in(scope, field) + number))
+  end
+end
+
+local function write(scopes)
+  for _, scope in ipairs(scopes) do
+    local flat = {}
+    for field, value in pairs(scope.changed or {}) do
+      flat[#flat + 1] = field
+      flat[#flat + 1] = value
+    end
+    if #flat > 0 then
+      call('HSET', key(scope, 'state'), unpack(flat))
+    end
+  end
 end
 
 local function is_known(scope)
-  return call('EXISTS', key(scope, 'state')) == 1
+  return next(state(scope)) ~= nil
 end
 
 local function known(scopes)
@@ -58,12 +94,17 @@ local function forgotten(scopes)
   return #answer > 1 and answer or nil
 end
 
+local function expire(scope, part)
+  call('PEXPIRE', key(scope, part), LIFETIME)
+end
+
+-- Whatever is made anew is given its end at once; a lane that leaves gives it to everything again.
 local function keep(scope)
   for _, part in ipairs({ 'state', 'lanes', 'reserved' }) do
-    call('PEXPIRE', key(scope, part), LIFETIME)
+    expire(scope, part)
   end
   for name in pairs(SPANS) do
-    call('PEXPIRE', key(scope, name), LIFETIME)
+    expire(scope, name)
   end
 end
 
@@ -75,11 +116,11 @@ local function parsed(entry)
 end
 
 local function total(scope, name)
-  return number_in(key(scope, 'state'), 'total:' .. name)
+  return number_in(scope, 'total:' .. name)
 end
 
 local function drop_old(scope, name)
-  local list, state = key(scope, name), key(scope, 'state')
+  local list = key(scope, name)
   local gone = 0
   local head = call('LINDEX', list, 0)
   while head do
@@ -91,41 +132,64 @@ local function drop_old(scope, name)
     gone = gone + cost
     head = call('LINDEX', list, 0)
   end
-  if not head then
-    call('HSET', state, 'total:' .. name, '0')
-  elseif gone > 0 then
-    call('HINCRBY', state, 'total:' .. name, int(-gone))
-  end
+  add(scope, 'total:' .. name, head and -gone or -total(scope, name))
 end
 
-local function count_in_window(scope, name, time, cost)
-  local list = key(scope, name)
-  local start = time
+local function count_in_window(scope, name, spent)
+  local list, sum, new = key(scope, name), 0, {}
+  local start, latest, cost
   local tail = call('LINDEX', list, -1)
   if tail then
-    local tail_start, latest, tail_cost = parsed(tail)
-    time = math.max(time, latest) -- the list stays sorted; later is only stricter
-    if time - tail_start <= SPANS[name] / ENTRIES then
-      call('RPOP', list)
-      call('HINCRBY', key(scope, 'state'), 'total:' .. name, int(-tail_cost))
-      start, cost = tail_start, cost + tail_cost
-    else
-      start = time
-    end
+    start, latest, cost = parsed(tail)
   end
-  call('RPUSH', list, int(start) .. ' ' .. int(time) .. ' ' .. int(cost))
-  call('HINCRBY', key(scope, 'state'), 'total:' .. name, int(cost))
+  local is_stored = tail
+  local function store()
+    if is_stored then
+      call('RPOP', list)
+      is_stored = false
+    end
+    new[#new + 1] = int(start) .. ' ' .. int(latest) .. ' ' .. int(cost)
+  end
+  for _, one in ipairs(spent) do
+    local time = math.max(now - one.ago, latest or 0) -- the list stays sorted; later is only stricter
+    if start and time - start <= SPANS[name] / ENTRIES then
+      if is_stored then
+        call('RPOP', list)
+        is_stored = false
+      end
+      latest, cost = time, cost + one.cost
+    else
+      if start and not is_stored then
+        store()
+      end
+      start, latest, cost, is_stored = time, time, one.cost, false
+    end
+    sum = sum + one.cost
+  end
+  if start and not is_stored then
+    store()
+  end
+  if #new > 0 then
+    if call('RPUSH', list, unpack(new)) == #new then
+      expire(scope, name)
+    end
+    add(scope, 'total:' .. name, sum)
+  end
 end
 
--- In every window, also where it has no limit now: it may be given one while this still counts.
-local function count(scope, time, cost)
-  if cost <= 0 then
-    return
-  end
+-- In every window, also where it has no limit now: it may be given one while this still counts. `spent` is
+-- oldest first.
+local function count(scope, spent)
   for name, span in pairs(SPANS) do
-    drop_old(scope, name)
-    if time + span > now then
-      count_in_window(scope, name, time, cost)
+    local counts = {}
+    for _, one in ipairs(spent) do
+      if one.cost > 0 and one.ago < span then
+        counts[#counts + 1] = one
+      end
+    end
+    if #counts > 0 then
+      drop_old(scope, name)
+      count_in_window(scope, name, counts)
     end
   end
 end
@@ -133,27 +197,34 @@ end
 -- What lanes hold
 
 local function all_reserved(scope)
-  return number_in(key(scope, 'state'), 'reserved')
+  return number_in(scope, 'reserved')
 end
 
 local function reserved_by(scope, lane)
-  return number_in(key(scope, 'reserved'), lane)
+  if all_reserved(scope) == 0 then
+    return 0
+  end
+  return tonumber(call('HGET', key(scope, 'reserved'), lane) or 0) or 0
 end
 
 local function reserve(scope, lane, cost)
   if cost == 0 then
     return
   end
-  call('HINCRBY', key(scope, 'reserved'), lane, int(cost))
-  call('HINCRBY', key(scope, 'state'), 'reserved', int(cost))
+  if call('HINCRBY', key(scope, 'reserved'), lane, int(cost)) == cost then
+    expire(scope, 'reserved')
+  end
+  add(scope, 'reserved', cost)
 end
 
 local function release(scope, lane, cost)
   local held = reserved_by(scope, lane)
   local freed = math.min(held, cost)
-  reserve(scope, lane, -freed)
-  if freed == held then
+  if freed < held then
+    reserve(scope, lane, -freed)
+  elseif held > 0 then
     call('HDEL', key(scope, 'reserved'), lane)
+    add(scope, 'reserved', -held)
   end
 end
 
@@ -161,7 +232,7 @@ end
 local function purge(scope)
   for _, lane in ipairs(call('ZRANGEBYSCORE', key(scope, 'lanes'), '-inf', int(now))) do
     local cost = reserved_by(scope, lane)
-    count(scope, now, cost)
+    count(scope, { { ago = 0, cost = cost } })
     release(scope, lane, cost)
     call('ZREM', key(scope, 'lanes'), lane)
   end
@@ -188,15 +259,18 @@ local function is_in(scope, lane)
 end
 
 local function put_in(scope, lane, lease)
-  call('ZADD', key(scope, 'lanes'), int(now + lease), lane)
-  call('HSET', key(scope, 'state'), 'lease', int(lease))
-  keep(scope)
+  if call('ZADD', key(scope, 'lanes'), int(now + lease), lane) == 1 then
+    expire(scope, 'lanes')
+  end
+  if number_in(scope, 'lease') ~= lease then
+    set(scope, 'lease', int(lease))
+  end
 end
 
 -- A lane that its lease had given up, but which is at work after all.
 local function stay_in(scope, lane)
   if not is_in(scope, lane) then
-    put_in(scope, lane, math.max(number_in(key(scope, 'state'), 'lease'), 1e6))
+    put_in(scope, lane, math.max(number_in(scope, 'lease'), 1e6))
   end
 end
 
@@ -272,7 +346,7 @@ local function wait_for(scopes, lane, cost, with_connections)
     return nil
   end
   if longest.is_held_up then
-    call('HSET', key(where, 'state'), 'knock', '1')
+    set(where, 'knock', '1')
   end
   return { 'wait', where.number, which, int(longest.time - now), longest.is_full and 1 or 0 }
 end
@@ -338,7 +412,6 @@ function methods.admit()
   end
   for _, scope in ipairs(scopes) do
     reserve(scope, request.lane, sum)
-    keep(scope)
   end
   local answer = { 'admitted', granted }
   if granted < #request.costs then
@@ -354,11 +427,10 @@ function methods.settle()
   for _, scope in ipairs(known(request.scopes)) do
     local freed = request.returned
     for _, spent in ipairs(request.spent) do
-      count(scope, now - spent.ago, spent.cost)
       freed = freed + spent.cost
     end
+    count(scope, request.spent)
     release(scope, request.lane, freed)
-    keep(scope)
   end
 end
 
@@ -367,7 +439,10 @@ function methods.leave()
   for _, scope in ipairs(known(request.scopes)) do
     release(scope, request.lane, reserved_by(scope, request.lane))
     call('ZREM', key(scope, 'lanes'), request.lane)
-    knocked = math.max(knocked, call('HDEL', key(scope, 'state'), 'knock'))
+    if number_in(scope, 'knock') > 0 then
+      knocked = 1
+      set(scope, 'knock', '0')
+    end
     keep(scope)
   end
   return knocked
@@ -377,7 +452,9 @@ function methods.renew()
   for _, turn in ipairs(request.turns) do
     for _, scope in ipairs(known(turn.scopes)) do
       put_in(scope, turn.lane, request.lease)
+      keep(scope)
     end
+    write(turn.scopes)
   end
 end
 
@@ -392,13 +469,12 @@ function methods.restore()
   for name in pairs(SPANS) do
     call('DEL', key(scope, name))
   end
-  call('HSET', key(scope, 'state'), 'known', '1')
-  for _, spent in ipairs(request.spent) do
-    count(scope, now - spent.ago, spent.cost)
-  end
+  set(scope, 'known', '1')
+  count(scope, request.spent)
   for _, turn in ipairs(request.lanes) do
     call('ZADD', key(scope, 'lanes'), int(now + turn.left), turn.lane)
   end
+  write({ scope })
   keep(scope)
   return 1
 end
@@ -437,4 +513,6 @@ function methods.entries()
   return rows
 end
 
-return methods[ARGV[1]]()
+local answer = methods[ARGV[1]]()
+write(request.scopes)
+return answer
