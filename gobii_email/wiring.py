@@ -64,6 +64,8 @@ _MADE_ONCE = (doorbell, smtp_transport, limiter)
 
 
 def _forget(**_: object) -> None:
+    if smtp_transport.cache_info().currsize:
+        smtp_transport().close_all()
     for made in _MADE_ONCE:
         made.cache_clear()
 

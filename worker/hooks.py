@@ -13,7 +13,7 @@ from celery.worker import state
 from django.core.exceptions import ImproperlyConfigured
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 
-from gobii_email import tracing
+from gobii_email import tracing, wiring
 from gobii_email.checks import refuse_pool_with
 from gobii_email.conf import config
 from gobii_email.logs import JsonFormatter
@@ -89,5 +89,6 @@ def say_ready(sender: Any = None, **_: Any) -> None:
 
 @signals.worker_process_shutdown.connect
 @signals.worker_shutdown.connect
-def stop_tracing(**_: Any) -> None:
+def take_leave(**_: Any) -> None:
+    wiring.smtp_transport().close_all()
     tracing.flush()

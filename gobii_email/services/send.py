@@ -22,7 +22,8 @@ BYTES_PER_SECOND = 64_000
 def longest_send(size: int) -> timedelta:
     """The sum of all deadlines for a message of `size` bytes: after this, no lease is renewed any more."""
     limits = config()
-    steps = limits.deadline_connect + 4 * limits.deadline_step + limits.deadline_envelope
+    # Banner, EHLO, TLS, AUTH, and RSET on a connection that is used again.
+    steps = limits.deadline_connect + 5 * limits.deadline_step + limits.deadline_envelope
     upload = limits.deadline_body + timedelta(seconds=size / BYTES_PER_SECOND)
     return steps + upload + limits.deadline_dot + limits.lease
 
