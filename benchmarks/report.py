@@ -28,8 +28,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def drain_section(load: drain.Load, rounds: int, seconds: float) -> str:
-    names = list(drain.ROWS | PEERS)
-    document = drain.compare(names, load, rounds, seconds)
+    document = drain.compare(drain.every_row(), load, rounds, seconds)
     print(drain.as_text(document))
     ceiling = sink.ceiling()
     return drain_text(document) + (
@@ -154,7 +153,8 @@ def provenance(command: str) -> str:
     load = Path("/proc/loadavg").read_text().split()[0]
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {cores} cores of {model},"
-        f" Python {platform.python_version()}, {packages}, {postgres}, commit {_commit()}, load average {load} in the end. `{command}`"
+        f" Python {platform.python_version()}, {packages}, {postgres},"
+        f" commit {_commit()}, load average {load} in the end. `{command}`"
     )
 
 
