@@ -172,7 +172,7 @@ def due_lanes(now: datetime, limit: int) -> list[OutboundMessageAttempt]:
     """
     return list(
         OutboundMessageAttempt.objects.filter(pk__in=_heads(now, limit)).only(
-            "from_endpoint_id", "due_at", "queued_at"
+            "from_endpoint_id", "number", "due_at", "queued_at"
         )
     )
 

@@ -158,9 +158,14 @@ class Turn:
         return [work for work in works if work not in expired]
 
     def attempt_of(self, work: Work) -> OutboundMessageAttempt:
-        """The row of `work`, as it was claimed: who took it over since then is found by the fence."""
+        """The row of `work`, as it was claimed: who took it over since then is found by the fence.
+
+        Its account is as the turn found it: what its server answers is about the settings that were used.
+        """
         attempt = OutboundMessageAttempt.objects.for_delivery(str(work.id))
         attempt.lease_token, attempt.status = work.token, AttemptStatus.SENDING
+        if attempt.from_endpoint is not None and self.origin.account is not None:
+            attempt.from_endpoint.agentemailaccount = self.origin.account
         return attempt
 
     def end(self, work: Work, move: Move, code: str, reason: str, now: datetime) -> None:
@@ -436,7 +441,9 @@ class AccountTurn:
             outcome = self._outcome(work, addresses)
         shares.done(self.host, turn.name)
         self._count_cost(outcome, len(addresses))
-        turn.settle(work, outcome, Provider.SMTP, is_part=len(addresses) < len(work.addresses))
+        is_part = len(addresses) < len(work.addresses)
+        turn.settle(work, outcome, Provider.SMTP, is_part=is_part)
+        turn.has_more |= is_part
         self._go_on_after(outcome, addresses)
 
     def _outcome(self, work: Work, addresses: Sequence[str]) -> Outcome:

@@ -88,7 +88,7 @@ def _hand_out(now: datetime) -> int:
 
 def _is_left_to_its_own_ring(head: OutboundMessageAttempt, now: datetime) -> bool:
     """Fresh mail has been rung for on commit."""
-    return head.due_at == head.queued_at and now - head.queued_at < config().ring_grace
+    return head.number == 1 and head.due_at == head.queued_at and now - head.queued_at < config().ring_grace
 
 
 def _expiry_text(attempt: OutboundMessageAttempt) -> str:
