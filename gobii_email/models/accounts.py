@@ -425,6 +425,14 @@ class SendingLimit(models.Model):
     def __str__(self) -> str:
         return f"{self.get_kind_display()} {self.name}"
 
+    def clean(self) -> None:
+        host, _, port = self.name.strip().rpartition(":")
+        is_server = bool(host) and port.isdigit()
+        if self.kind == self.Kind.HOST and not is_server:
+            raise ValidationError({"name": "A server is named with its port, such as smtp.example.com:587."})
+        if self.kind == self.Kind.DOMAIN and ("@" in self.name or ":" in self.name):
+            raise ValidationError({"name": "Give the domain alone, such as example.com."})
+
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.name = self.name.strip().lower()
         super().save(*args, **kwargs)
