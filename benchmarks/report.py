@@ -55,12 +55,23 @@ def drain_text(document: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"{load['mails']} mails of {wire:.0f} bytes a run, {load['accounts']} accounts, {load['threads']}"
-            " threads a worker; medians of runs that alternate.",
+            f" threads a worker. {_rounds_sentence(found)}",
             "",
             table(head, rows),
             "",
             *(f"- {text}" for text in drain.ratios(found)),
         ]
+    )
+
+
+def _rounds_sentence(found: Mapping[str, list[drain.Result]]) -> str:
+    """Whether rows may be compared: what else the machine did met them alike only if they alternated."""
+    ours_and_by_hand = [runs for name, runs in found.items() if name in drain.ROWS or name.startswith("hand")]
+    if min(map(len, ours_and_by_hand)) >= 2:
+        return "Medians of runs that alternate."
+    return (
+        "**Provisional: some rows ran only once, so rows met different loads of the machine,"
+        " and neither rates nor ratios between rows can be relied on.**"
     )
 
 
@@ -139,7 +150,11 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
 }
 
 
-def provenance(command: str) -> str:
+def load_average() -> float:
+    return float(_lines("/proc/loadavg")[0].split()[0]) if _lines("/proc/loadavg") else 0.0
+
+
+def provenance(command: str, load_before: float) -> str:
     """Under which a number means anything: when, on what, with what, which code, how."""
     model = next(
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
@@ -150,11 +165,12 @@ def provenance(command: str) -> str:
     postgres = subprocess.run(
         [postgres_binaries() / "postgres", "--version"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    load = Path("/proc/loadavg").read_text().split()[0]
+    busy = load_before > cores / 2
+    warning = " **Others were using the machine: take the counts, not the times.**" if busy else ""
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {cores} cores of {model},"
         f" Python {platform.python_version()}, {packages}, {postgres},"
-        f" commit {_commit()}, load average {load} in the end. `{command}`"
+        f" commit {_commit()}, load average {load_before:.1f} before. `{command}`.{warning}"
     )
 
 
@@ -183,8 +199,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *SECTIONS], metavar="NAME", help=", ".join(SECTIONS))
     for name in parser.parse_args().names or SECTIONS:
         print(f"== {name}", flush=True)
+        load_before = load_average()
         found = SECTIONS[name]()
-        write(PAGE, name, f"{provenance(f'python -m benchmarks.report {name}')}\n\n{found}")
+        write(PAGE, name, f"{provenance(f'python -m benchmarks.report {name}', load_before)}\n\n{found}")
 
 
 if __name__ == "__main__":
