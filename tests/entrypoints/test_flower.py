@@ -97,15 +97,17 @@ def client(stack: Stack) -> Client:
 
 @pytest.fixture(scope="module")
 def tasks(stack: Stack, client: Client) -> list[dict[str, Any]]:
-    """A mail that is sent and one that is refused, as /api/tasks tells them."""
+    """A mail that is sent and then one that is refused, each in a turn of its own, as /api/tasks tells them."""
     mail = {"from_endpoint": "agent@sender.example", "subject": "Private subject", "body": "Private body"}
-    stack.send(mail | {"to": "to@rcpt.example"}, mail | {"to": "nobody@rcpt.example"})
 
-    def finished() -> list[dict[str, Any]]:
+    def finished(count: int) -> list[dict[str, Any]]:
         found = [task for task in client.tasks().values() if task["state"] == "SUCCESS"]
-        return found if len(found) == 2 else []
+        return found if len(found) == count else []
 
-    return eventually(finished, seconds=20)
+    stack.send(mail | {"to": "to@rcpt.example"})
+    eventually(lambda: finished(1), seconds=20)
+    stack.send(mail | {"to": "nobody@rcpt.example"})
+    return eventually(lambda: finished(2), seconds=20)
 
 
 def test_real_sends_are_shown_by_name_with_their_outcome(tasks: list[dict[str, Any]]) -> None:
