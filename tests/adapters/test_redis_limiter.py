@@ -1,16 +1,14 @@
 """Limits in a real Redis: never more than allowed in any window, hardly less, and no slot too early."""
 
+import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import fakeredis
 import pytest
 import redis
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from gobii_email.adapters.redis_limiter import RedisLimiter
 from gobii_email.domain.quotas import SPANS, Window
@@ -460,60 +458,73 @@ class Log:
         return most
 
 
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["ask", "ask", "finish", "finish", "refuse", "crash", "leave"]),
-        st.integers(0, 2),  # the lane
-        st.integers(1, 3),  # the cost
-        st.sampled_from([0, 1, 30, 59, 61, 20_000, 29_970, 59_940, 60_000]),  # milliseconds before it
-    ),
-    min_size=20,
-    max_size=80,
-)
+class Traffic:
+    """Three lanes that ask, send some time before they settle, are refused, crash, and come back.
+
+    Whoever had to wait asks again at the very time it was told.
+    """
+
+    def __init__(self, limits: RedisLimiter, time: Time, scopes: list[LimitScope], seed: int) -> None:
+        self.limits, self.time, self.scopes, self.chance = limits, time, scopes, random.Random(seed)
+        self.log = Log()
+        self.open: dict[str, list[int]] = {f"{number}": [] for number in range(3)}
+        self.slot = self.admitted_at = time.now
+
+    def step(self) -> None:
+        self.time.pass_by(self.chance.choice([0, 1, 7, 30, 30, 59, 61, 400]) * MILLISECOND)
+        if self.chance.random() < 0.3:
+            self.time.now = max(self.time.now, self.slot)
+        self.limits.renew([(lane, self.scopes) for lane, costs in self.open.items() if costs], lease=LEASE)
+        lane = self.chance.choice(list(self.open))
+        act = self.chance.choice([self.ask, self.ask, self.finish, self.finish, self.refuse, self.leave])
+        (self.crash if self.chance.random() < 0.03 else act)(lane, self.open[lane])
+
+    def ask(self, lane: str, mine: list[int]) -> None:
+        entered = self.limits.enter(lane, self.scopes, lease=LEASE)
+        if isinstance(entered, Entered):
+            costs = [self.chance.randint(1, 2) for _ in range(4)]
+            admission = self.limits.admit(lane, self.scopes, costs)
+            assert isinstance(admission, Admission)
+            mine += costs[: admission.granted]
+            self.admitted_at = self.time.now
+            entered = admission.wait or entered
+        if isinstance(entered, Wait):
+            self.slot = entered.until
+
+    def finish(self, lane: str, mine: list[int]) -> None:
+        ago = min(self.chance.choice([0, 5, 45]) * MILLISECOND, self.time.now - self.admitted_at)
+        spent = [Spent(cost, ago) for cost in mine]
+        self.log.sent += [(self.time.now - ago, cost) for cost in mine]
+        self.limits.settle(lane, self.scopes, spent=spent, returned=0)
+        mine.clear()
+
+    def refuse(self, lane: str, mine: list[int]) -> None:
+        self.limits.settle(lane, self.scopes, spent=[], returned=sum(mine))
+        mine.clear()
+
+    def leave(self, lane: str, mine: list[int]) -> None:
+        self.finish(lane, mine)
+        self.limits.leave(lane, self.scopes)
+
+    def crash(self, lane: str, mine: list[int]) -> None:
+        self.log.sent += [(self.time.now, cost) for cost in mine]
+        del self.open[lane]
+        self.open[f"{lane}'"] = []
 
 
-@given(steps=STEPS, limit=st.integers(3, 6))
-@settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-def test_never_above_the_limit_whatever_lanes_do(valkey: EmbeddedValkey, steps: Any, limit: int) -> None:
-    """Lanes reserve, send at some time before they settle, crash after having sent, and leave."""
+@pytest.mark.parametrize("seed", range(25))
+def test_never_above_the_limit_whatever_lanes_do(valkey: EmbeddedValkey, seed: int) -> None:
     redis.Redis.from_url(valkey.url).flushdb()
-    time, log = Time(), Log()
+    time = Time()
     limits = RedisLimiter(valkey.url, clock=time)
-    scopes = known(limits, account(minute=limit, hour=3 * limit, connections=2))
-    open_costs: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    born = [0, 0, 0]
-
-    for act, lane, cost, pause in steps:
-        time.pass_by(timedelta(milliseconds=pause))
-        name = f"{lane}.{born[lane]}"
-        mine = open_costs[lane]
-        # No lane of this test outlives its lease: what is still at work is renewed.
-        alive = [(f"{n}.{born[n]}", scopes) for n, costs in open_costs.items() if costs]
-        limits.renew(alive, lease=LEASE)
-        match act:
-            case "ask" if isinstance(limits.enter(name, scopes, lease=LEASE), Entered):
-                admission = limits.admit(name, scopes, [cost])
-                assert isinstance(admission, Admission)
-                mine += [cost] * admission.granted
-            case "finish" if mine:
-                sent_at = time.now - timedelta(milliseconds=pause // 2)
-                log.sent.append((sent_at, mine[0]))
-                limits.settle(name, scopes, spent=[Spent(mine.pop(0), time.now - sent_at)], returned=0)
-            case "refuse" if mine:
-                limits.settle(name, scopes, spent=[], returned=mine.pop(0))
-            case "crash" if mine:
-                log.sent += [(time.now, one) for one in mine]
-                mine.clear()
-                born[lane] += 1
-            case "leave" if not mine:
-                limits.leave(name, scopes)
-    assert log.most_in(MINUTE) <= limit
-    assert log.most_in(SPANS["hour"]) <= 3 * limit
+    limit = 3 + seed % 5
+    scopes = known(limits, account(minute=limit, hour=9 * limit, connections=2))
+    traffic = Traffic(limits, time, scopes, seed)
+    for _ in range(250):
+        traffic.step()
+    assert sum(cost for _, cost in traffic.log.sent) > 3 * limit
+    assert traffic.log.most_in(MINUTE) <= limit
+    assert traffic.log.most_in(SPANS["hour"]) <= 9 * limit
 
 
 @pytest.mark.parametrize(("limit", "cost"), [(1, 1), (7, 1), (300, 1), (2000, 3)])
