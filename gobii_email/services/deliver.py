@@ -55,6 +55,7 @@ MOST_A_TURN, LONGEST_TURN = 200, 30.0
 """Mails and seconds after which a turn goes to the back of the line."""
 FAIR_TURN, FAIR_SECONDS = 20, 2.0
 """The same where somebody waits for the thread."""
+PROBE = "probe:"
 FAILURES_OF_A_HOST = 3
 """Connections in a row, whoever's, after which a server that cannot be reached is left alone."""
 READ_AGAIN_AFTER = 1.0
@@ -287,7 +288,12 @@ class AccountTurn:
         self.is_probe = self.account.state != AccountState.ACTIVE or origin.host_backoff_until is not None
         if self.is_probe:
             # One mail finds out whether the hold is over; the others wait for its answer.
-            self.scopes = [replace(scope, connections=1) for scope in self.scopes[:1]] + self.scopes[1:]
+            self.scopes[0] = replace(self.scopes[0], connections=1)
+        if origin.host_backoff_until is not None:
+            # The same for all accounts of a server that was left alone.
+            self.scopes.append(
+                LimitScope(f"{PROBE}{self.host}", f"{self.account.smtp_host}'s", connections=1)
+            )
         release_connection()
         return True
 
@@ -308,24 +314,32 @@ class AccountTurn:
         kept.touch(longest_send(0))
         keeper.keep(kept)
         try:
+            self._work(entered)
+        finally:
             try:
-                self._work(entered)
-            finally:
                 self.turn.flush(Provider.SMTP)
+            finally:
                 if self.sender is not None:
                     self.sender.close()
-        finally:
-            keeper.let_go(kept)
-            self._leave()
+                keeper.let_go(kept)
+                self._leave()
 
     def _known(self, ask: Callable[[], Entered | Wait | Forgotten]) -> Entered | Wait:
         for _ in range(3):
             answer = ask()
             if not isinstance(answer, Forgotten):
                 return answer
-            allow.restore(self.scopes, answer, timezone.now())
-            release_connection()
+            self._restore(answer)
         raise LimiterUnavailable("Redis forgets the counters as soon as they are restored")
+
+    def _restore(self, forgotten: Forgotten) -> None:
+        for scope in self.scopes:
+            if scope.key in forgotten.keys and scope.key.startswith(PROBE):
+                self.limiter.restore(scope, ())
+        allow.restore(
+            [scope for scope in self.scopes if not scope.key.startswith(PROBE)], forgotten, timezone.now()
+        )
+        release_connection()
 
     def _wait_for_limit(self, found: Wait, now: datetime) -> None:
         if found.is_full:
@@ -382,7 +396,11 @@ class AccountTurn:
 
     def _send_batch(self, works: Sequence[Work]) -> None:
         asked = [work.addresses[: self.limits.most_recipients] for work in works]
-        granted = self._admitted([len(addresses) for addresses in asked])
+        try:
+            granted = self._admitted([len(addresses) for addresses in asked])
+        except LimiterUnavailable:
+            self.turn.release(works)
+            raise
         for position, work in enumerate(works[:granted]):
             if position and self._must_stop():
                 self.returned += sum(map(len, asked[position:granted]))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
+from django.db.models import Min
 from django.utils import timezone
 
 from gobii_email import wiring
@@ -52,6 +53,13 @@ def dispatch_round() -> Round:
         expired=_each(attempts.expired(now), _expire, now),
         handed_out=_hand_out(now),
     )
+
+
+def seconds_to_next_look(longest: float) -> float:
+    """How long until a lane's wait is over, `longest` at most."""
+    now = timezone.now()
+    nearest = Lane.objects.filter(look_at__gt=now).aggregate(at=Min("look_at"))["at"]
+    return longest if nearest is None else min(longest, (nearest - now).total_seconds())
 
 
 def _each(

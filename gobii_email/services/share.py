@@ -118,6 +118,7 @@ class Newcomers:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._count = 0
+        self._newest_at = 0.0
         self._last: OrderedDict[str, float] = OrderedDict()
 
     @contextmanager
@@ -127,6 +128,7 @@ class Newcomers:
         if is_new:
             with self._changed:
                 self._count += 1
+                self._newest_at = time.monotonic()
         try:
             yield
         finally:
@@ -139,10 +141,10 @@ class Newcomers:
     def give_way(self, lane: str) -> None:
         """Before each further mail of a turn: waits a moment while a newcomer's first mail is under way."""
         self._note(lane)
-        if not self._count:
-            return
-        with self._changed:
-            self._changed.wait_for(lambda: not self._count, LONGEST_YIELD)
+        left = self._newest_at + LONGEST_YIELD - time.monotonic()
+        if self._count and left > 0:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._count, left)
 
     def _note(self, lane: str) -> bool:
         """Whether `lane` had been silent; from now on it has not."""

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import CommandParser
-from django.db import close_old_connections, connections
+from django.db import DatabaseError, close_old_connections, connections
 
 from gobii_email.conf import config
 from gobii_email.management.terminal import EmailCommand
-from gobii_email.services.dispatch import Round, dispatch_round
+from gobii_email.services.dispatch import Round, dispatch_round, seconds_to_next_look
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def run(stop: threading.Event, heartbeat_file: Path | None = None) -> None:
         if done is None:
             stop.wait(min(idle * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
         elif not done.did_anything:
-            stop.wait(idle)
+            stop.wait(_pause(idle))
 
 
 def _round(heartbeat_file: Path | None) -> Round | None:
@@ -81,6 +81,14 @@ def _round(heartbeat_file: Path | None) -> Round | None:
         connections.close_all()
         return None
     return done
+
+
+def _pause(longest: float) -> float:
+    """Until the next lane is due, so that a limit is used as soon as it may be."""
+    try:
+        return seconds_to_next_look(longest)
+    except DatabaseError:
+        return longest  # the next round says what is wrong
 
 
 class _Signals:
