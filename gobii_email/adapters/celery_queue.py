@@ -15,6 +15,8 @@ from datetime import timedelta
 import redis
 from celery import Celery
 from opentelemetry.propagate import inject
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from gobii_email.ports import Hint
 
@@ -121,11 +123,19 @@ def hint_key(lane: str) -> str:
     return f"gobii:hint:{lane}"
 
 
-def redis_client(url: str, *, patience: timedelta) -> "redis.Redis":
-    """A client that never waits longer than `patience` for one answer; its connections are per process."""
+def redis_client(url: str, *, patience: timedelta, is_text: bool = False) -> "redis.Redis":
+    """A client that never waits longer than `patience` for one answer, and never asks twice.
+
+    Its connections are per process. Answers are bytes, or texts with `is_text`.
+    """
     seconds = patience.total_seconds()
     return redis.Redis.from_url(
-        url, socket_timeout=seconds, socket_connect_timeout=seconds, socket_keepalive=True
+        url,
+        decode_responses=is_text,
+        socket_timeout=seconds,
+        socket_connect_timeout=seconds,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 0),
     )
 
 

@@ -12,10 +12,8 @@ from importlib.resources import files
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from gobii_email.adapters.celery_queue import hint_key
+from gobii_email.adapters.celery_queue import hint_key, redis_client
 from gobii_email.domain.quotas import SPANS, Window, time_of_last
 from gobii_email.ports import (
     Admission,
@@ -43,15 +41,7 @@ class RedisLimiter:
     def __init__(
         self, url: str, *, patience: timedelta = timedelta(seconds=1), clock: Clock | None = None
     ) -> None:
-        seconds = patience.total_seconds()
-        self._redis = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=seconds,
-            socket_connect_timeout=seconds,
-            socket_keepalive=True,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis = redis_client(url, patience=patience, is_text=True)
         script = files(__package__).joinpath("redis_limiter.lua").read_text(encoding="utf-8")
         self._script = self._redis.register_script(script)
         self._clock = clock

@@ -25,9 +25,13 @@ def first_share(threads: int) -> int:
 
 
 def widened(share: HostShare, threads: int, *, seconds: float) -> int:
-    """What the server may hold after one of its mails took `seconds`. An eighth is always left for others."""
+    """What the server may hold after one of its mails took `seconds`.
+
+    An eighth is always left for others, and one thread where there are four or more.
+    """
     first = first_share(threads)
-    return first if seconds > SLOW_AFTER else min(max(1, threads - first), max(share.allowed, first) + 1)
+    left = first if threads >= 4 else 0
+    return first if seconds > SLOW_AFTER else min(threads - left, max(share.allowed, first) + 1)
 
 
 def may_enter(share: HostShare, others: Iterable[HostShare], threads: int) -> bool:

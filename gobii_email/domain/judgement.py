@@ -61,7 +61,7 @@ def judge(outcome: Outcome, addresses: Sequence[str], *, unasked: Sequence[str] 
         address: (reply, read_reply(Stage.RCPT, reply)) for address, reply in outcome.refused.items()
     }
     reading, others = _for_the_rest(outcome)
-    recipients = {address: others for address in addresses}
+    recipients = dict.fromkeys(addresses, others)
     recipients |= dict.fromkeys(unasked, RecipientJudgement(RecipientStatus.DEFERRED))
     recipients |= {
         address: RecipientJudgement(_status(reading), reply)

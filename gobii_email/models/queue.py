@@ -9,7 +9,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -64,21 +64,24 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Whose mail to take: up to `limit` due attempts of `endpoint_id` (None: of endpoints that are gone)."""
+    """Whose mail to take: up to `limit` due attempts of `endpoint_id` (None: of endpoints that are gone).
+
+    `token` is the turn's: the limiter knows the turn by the same name, also when it is restored from the rows.
+    """
 
     endpoint_id: uuid.UUID | None
     limit: int
     owner: str
     now: datetime
     lease_until: datetime
+    token: uuid.UUID = field(default_factory=uuid.uuid4)
 
 
 def claim(wanted: Claim) -> list[Work]:
-    """Takes due attempts under one new lease, the interactive before the bulk, the oldest first."""
-    token = uuid.uuid4()
-    rows = _claim_postgres(wanted, token) if _is_postgres() else _claim_sqlite(wanted, token)
+    """Takes due attempts under the turn's lease, the interactive before the bulk, the oldest first."""
+    rows = _claim_postgres(wanted) if _is_postgres() else _claim_sqlite(wanted)
     for work in rows:
-        work.token = token
+        work.token = wanted.token
     return rows
 
 
@@ -89,7 +92,7 @@ def _due(select: str, lane: str, priority: int) -> str:
     )
 
 
-def _claim_postgres(wanted: Claim, token: uuid.UUID) -> list[Work]:
+def _claim_postgres(wanted: Claim) -> list[Work]:
     lane = "from_endpoint_id IS NULL" if wanted.endpoint_id is None else "from_endpoint_id = %s"
     statement = f"""
         WITH first AS ({_due("id, due_at, priority", lane, 0)} %s FOR UPDATE SKIP LOCKED),
@@ -111,13 +114,13 @@ def _claim_postgres(wanted: Claim, token: uuid.UUID) -> list[Work]:
         ORDER BY a.priority, a.was_due"""
     who = [] if wanted.endpoint_id is None else [wanted.endpoint_id]
     due = [*who, wanted.now, wanted.now, wanted.limit]
-    values = [*due, *due, token, wanted.owner[:128], wanted.now, wanted.lease_until]
+    values = [*due, *due, wanted.token, wanted.owner[:128], wanted.now, wanted.lease_until]
     with _cursor() as cursor:
         cursor.execute(statement, values)
         return [Work(*row[:3], json.loads(row[3]), *row[4:]) for row in cursor.fetchall()]
 
 
-def _claim_sqlite(wanted: Claim, token: uuid.UUID) -> list[Work]:
+def _claim_sqlite(wanted: Claim) -> list[Work]:
     lane = "from_endpoint_id IS NULL" if wanted.endpoint_id is None else "from_endpoint_id = %s"
     who = [] if wanted.endpoint_id is None else [_plain(wanted.endpoint_id)]
     now = _plain(wanted.now)
@@ -132,7 +135,7 @@ def _claim_sqlite(wanted: Claim, token: uuid.UUID) -> list[Work]:
         cursor.execute(
             f"UPDATE {A} SET status = '{SENDING}', lease_token = %s, lease_owner = %s, started_at = %s, "
             f"due_at = %s, stage = '', marked_at = NULL WHERE id IN ({places})",
-            [_plain(token), wanted.owner[:128], now, _plain(wanted.lease_until), *ids],
+            [_plain(wanted.token), wanted.owner[:128], now, _plain(wanted.lease_until), *ids],
         )
         cursor.execute(
             f"UPDATE {M} SET latest_status = '{MessageStatus.SENDING}' WHERE id IN "

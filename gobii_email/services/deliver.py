@@ -7,6 +7,7 @@ begin or go on leaves the lane waiting, with the reason. How an ending is writte
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -39,7 +40,7 @@ from gobii_email.ports import (
 )
 from gobii_email.services import allow, hold
 from gobii_email.services.end import end_unsent, postpone
-from gobii_email.services.lease import Kept, Lease, keeper, new_turn
+from gobii_email.services.lease import Kept, Lease, keeper
 from gobii_email.services.record import Entry, acceptances, persist, release_connection
 from gobii_email.services.select import LOOK_AGAIN_AFTER, obstacle_of_the_moment, transport_for
 from gobii_email.services.send import longest_send, send_by_account, send_without_account
@@ -56,6 +57,7 @@ MOST_A_TURN, LONGEST_TURN = 200, 30.0
 FAIR_TURN, FAIR_SECONDS = 20, 2.0
 """The same where somebody waits for the thread."""
 PROBE = "probe:"
+PARKED = "parked"
 FAILURES_OF_A_HOST = 3
 """Connections in a row, whoever's, after which a server that cannot be reached is left alone."""
 READ_AGAIN_AFTER = 1.0
@@ -97,7 +99,8 @@ class Turn:
         self.attempt_id = attempt_id
         self.origin = origin
         self.owner = owner
-        self.name = new_turn()
+        self.token = uuid.uuid4()
+        self.name = str(self.token)
         self.lane = "" if origin.endpoint_id is None else str(origin.endpoint_id)
         self.kept = Kept(self.name, config().lease)
         self.began_at = self.read_at = time.monotonic()
@@ -108,7 +111,7 @@ class Turn:
 
     def run(self) -> str:
         outcome = self._run()
-        if self.origin.is_handed_out and not self.was_postponed:
+        if self.origin.is_handed_out and not self.was_postponed and outcome != PARKED:
             Lane.objects.filter(pk=self.origin.endpoint_id, code="").update(look_at=None)
             release_connection()
         if self.has_more:
@@ -122,7 +125,7 @@ class Turn:
         elif not shares.enter(
             account.smtp_server_name, self.name, lane=self.lane, attempt_id=self.attempt_id
         ):
-            return "parked"
+            return PARKED
         else:
             try:
                 AccountTurn(self, account).run()
@@ -148,7 +151,7 @@ class Turn:
         """Up to `limit` due attempts that are still worth sending."""
         now = timezone.now()
         lease_until = now + self.kept.length
-        works = claim(Claim(self.origin.endpoint_id, limit, self.owner, now, lease_until))
+        works = claim(Claim(self.origin.endpoint_id, limit, self.owner, now, lease_until, self.token))
         self.kept.works = works
         expired = [work for work in works if work.expires_at is not None and work.expires_at <= now]
         for work in expired:
@@ -395,23 +398,19 @@ class AccountTurn:
             wiring.doorbell().ring([Hint(self.turn.attempt_id, self.turn.lane)], once=True)
 
     def _send_batch(self, works: Sequence[Work]) -> None:
+        """Sends as many as may go now; the others, whatever ends it, go back to the queue."""
         asked = [work.addresses[: self.limits.most_recipients] for work in works]
+        begun = 0
         try:
             granted = self._admitted([len(addresses) for addresses in asked])
-        except LimiterUnavailable:
-            self.turn.release(works)
-            raise
-        for position, work in enumerate(works[:granted]):
-            if position and self._must_stop():
-                self.returned += sum(map(len, asked[position:granted]))
-                granted = position
-                break
-            self._send(work, asked[position])
-            if self.turn.is_over:
-                self.returned += sum(map(len, asked[position + 1 : granted]))
-                granted = position + 1
-                break
-        self.turn.release(works[granted:])
+            for work in works[:granted]:
+                if self.turn.is_over or (begun and self._must_stop()):
+                    break
+                begun += 1
+                self._send(work, asked[begun - 1])
+            self.returned += sum(map(len, asked[begun:granted]))
+        finally:
+            self.turn.release(works[begun:])
 
     def _admitted(self, costs: Sequence[int]) -> int:
         """How many of these, in order, may go now."""

@@ -8,7 +8,6 @@ import logging
 import os
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -152,7 +151,3 @@ def _renew_places(kept: Sequence[Kept], length: timedelta) -> None:
 
 
 keeper = LeaseKeeper()
-
-
-def new_turn() -> str:
-    return uuid.uuid4().hex
