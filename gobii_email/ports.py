@@ -260,7 +260,7 @@ class Limiter(Protocol):
         """Turns reservations into `spent`, and gives `returned` of them back: no server took those."""
 
     def leave(self, lane: str, scopes: Sequence[LimitScope]) -> bool:
-        """Gives the connections back, and what is still reserved. Whether somebody asked in vain meanwhile."""
+        """Gives the connections back, and all that is still reserved; whether anybody asked in vain."""
 
     def renew(self, lanes: Sequence[tuple[str, Sequence[LimitScope]]], *, lease: timedelta) -> None: ...
 

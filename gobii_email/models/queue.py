@@ -66,7 +66,7 @@ _COLUMNS = (
 class Claim:
     """Whose mail to take: up to `limit` due attempts of `endpoint_id` (None: of endpoints that are gone).
 
-    `token` is the turn's: the limiter knows the turn by the same name, also when it is restored from the rows.
+    `token` is the turn's own name, by which the limiter knows it, also when restored from the rows.
     """
 
     endpoint_id: uuid.UUID | None
