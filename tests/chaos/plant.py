@@ -149,8 +149,9 @@ class Plant(Arena):
             self.dispatchers.append(dispatcher)
         return dispatcher
 
-    def submit(self, mails: int, *, per_second: float, seed: int, big_share: float = 0.03) -> Process:
-        """Starts the agent runtime; it ends when all `mails` have been accepted."""
+    def submit(
+        self, mails: int, *, per_second: float, seed: int, big_share: float = 0.03, plain: bool = False
+    ) -> Process:
         command = [
             sys.executable,
             "-m",
@@ -160,6 +161,7 @@ class Plant(Arena):
             str(mails),
         ]
         command += ["--per-second", str(per_second), "--seed", str(seed), "--big-share", str(big_share)]
+        command += ["--plain"] if plain else []
         return self.stack.start_process("submitter", [*command, *self.senders])
 
     def send(self, **mail: Any) -> str:

@@ -66,12 +66,13 @@ def run(
     pause: float = 0.5,
     big_share: float = 0.03,
     repeat: bool = True,
+    plain: bool = False,
     say: Say = _silently,
 ) -> Report:
     """Each of `faults` in an order that `seed` decides; with `repeat` again, as long as mail is submitted."""
     began = time.monotonic()
     report = Report(Books())
-    submitter = plant.submit(mails, per_second=per_second, seed=seed, big_share=big_share)
+    submitter = plant.submit(mails, per_second=per_second, seed=seed, big_share=big_share, plain=plain)
     chance = random.Random(seed)
     report.struck, report.missed = torment(
         plant, faults, submitter, chance, pause=pause, repeat=repeat, say=say

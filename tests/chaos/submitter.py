@@ -18,15 +18,18 @@ BIG_BODY = "All work and no play makes mail a dull thing. " * 8_000
 
 
 class Submitter:
-    """Submits under `name`; `chance` decides who sends, to how many, and what is withdrawn."""
+    """`chance` decides who sends, to whom, what is withdrawn or may be sent again; not so if plain."""
 
-    def __init__(self, journal: Path, senders: list[str], chance: random.Random, big_share: float) -> None:
-        self.senders, self.chance, self.big_share = senders, chance, big_share
+    def __init__(
+        self, journal: Path, senders: list[str], chance: random.Random, big_share: float, is_plain: bool
+    ) -> None:
+        self.senders, self.chance, self.big_share, self.is_plain = senders, chance, big_share, is_plain
         self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def submit(self, number: int) -> None:
         mail = self._mail(number)
-        kind = self.chance.choices(["plain", "rolled_back", "withdrawn"], [92, 4, 4])[0]
+        kinds, weights = ["plain", "rolled_back", "withdrawn"], [100, 0, 0] if self.is_plain else [92, 4, 4]
+        kind = self.chance.choices(kinds, weights)[0]
         if kind == "rolled_back":
             self._roll_back({**mail, "subject": f"never {number}"})
         message = self._until_it_works(mail)
@@ -34,14 +37,14 @@ class Submitter:
         self._note("accepted", message_id=str(message.pk), subject=mail["subject"], cancelled=cancelled)
 
     def _mail(self, number: int) -> dict[str, Any]:
-        people = self.chance.choices([1, 3], [85, 15])[0]
+        people = self.chance.choices([1, 3], [100, 0] if self.is_plain else [85, 15])[0]
         is_big = self.chance.random() < self.big_share
         return {
             "from_endpoint": self.chance.choice(self.senders),
             "to": [f"p{person}.{number}@rcpt.example" for person in range(people)],
             "subject": f"mail {number}",
             "body": BIG_BODY if is_big else "Good morning",
-            "on_doubt": self.chance.choices(["hold", "resend"], [80, 20])[0],
+            "on_doubt": "hold" if self.is_plain else self.chance.choices(["hold", "resend"], [80, 20])[0],
         }
 
     def _until_it_works(self, mail: dict[str, Any]) -> Any:
@@ -93,10 +96,13 @@ def main() -> None:
     parser.add_argument("--per-second", type=float, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--big-share", type=float, default=0.03)
+    parser.add_argument("--plain", action="store_true", help="one recipient, hold on doubt, none withdrawn")
     parser.add_argument("senders", nargs="+")
     given = parser.parse_args()
     django.setup()
-    submitter = Submitter(given.journal, given.senders, random.Random(given.seed), given.big_share)
+    submitter = Submitter(
+        given.journal, given.senders, random.Random(given.seed), given.big_share, given.plain
+    )
     began = time.monotonic()
     for number in range(given.mails):
         time.sleep(max(0.0, began + number / given.per_second - time.monotonic()))

@@ -183,7 +183,17 @@ def _install() -> None:
 
 def ours(key: str, directory: Path, mails: int, seed: int) -> Row:
     with Plant(directory, database="postgresql", seed=seed) as plant:
-        report = run(plant, faults(), mails=mails, seed=seed, per_second=PER_SECOND, repeat=False, say=_say)
+        report = run(
+            plant,
+            faults(),
+            mails=mails,
+            seed=seed,
+            per_second=PER_SECOND,
+            big_share=0.1,
+            repeat=False,
+            plain=True,
+            say=_say,
+        )
     books = report.books
     return Row(
         NAMES[key],
