@@ -47,7 +47,7 @@ def test_nothing_is_lost_and_nothing_is_doubled(
     print(report.document())
     assert report.books.violations() == []
     assert report.books.submitted == MAILS
-    assert len(report.struck) >= len(names) - 1, f"too little went wrong: {report.missed}"
+    assert len(report.struck) >= 4, f"too little went wrong: {report.missed}"
 
 
 def test_mail_submitted_while_the_broker_is_away_goes_out_when_it_is_back(build_plant: BuildPlant) -> None:
