@@ -70,7 +70,15 @@ def _account(stage: Stage, address: str) -> dict[str, object]:
         "username": MAIL_USER,
         "password": stage.mail_password,
     }
-    return {"agent": f"Ada {stage.suffix}", "address": address, "display_name": "Ada, an agent", "smtp": smtp}
+    # The server is ours: without this it would be sent to with the care that an unknown provider gets.
+    limits = {"per_minute": 600, "per_hour": 6000, "per_day": 60000, "max_connections": 4}
+    return {
+        "agent": f"Ada {stage.suffix}",
+        "address": address,
+        "display_name": "Ada, an agent",
+        "smtp": smtp,
+        "limits": limits,
+    }
 
 
 def _endpoint_without_account(suffix: str) -> PersistentAgentCommsEndpoint:

@@ -73,13 +73,24 @@ def endpoint(agent: PersistentAgent) -> PersistentAgentCommsEndpoint:
     )
 
 
-AMPLE = {"per_minute": 1_000_000_000, "per_hour": 1_000_000_000, "per_day": 1_000_000_000, "max_connections": 8}
+AMPLE = {
+    "per_minute": 1_000_000_000,
+    "per_hour": 1_000_000_000,
+    "per_day": 1_000_000_000,
+    "max_connections": 8,
+}
 """Limits that no test reaches: an account without any has those of a server that nobody knows."""
 
 
 def connect(endpoint: PersistentAgentCommsEndpoint, port: int, **values: Any) -> AgentEmailAccount:
     """An account of `endpoint` at the local server's `port`, tested, enabled and practically unlimited."""
-    settings = {"smtp_host": "localhost", "smtp_security": "starttls", "smtp_auth": "plain", **AMPLE, **values}
+    settings = {
+        "smtp_host": "localhost",
+        "smtp_security": "starttls",
+        "smtp_auth": "plain",
+        **AMPLE,
+        **values,
+    }
     account = AgentEmailAccount(endpoint=endpoint, smtp_port=port, **settings)
     if account.smtp_auth != "none":
         account.smtp_username = account.smtp_username or endpoint.address

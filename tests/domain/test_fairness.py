@@ -22,7 +22,8 @@ def test_a_server_starts_with_an_eighth_of_the_threads_and_at_least_one(threads:
         pytest.param(40, SLOW_AFTER, 64, 41, id="just in time is quick"),
         pytest.param(56, SLOW, 64, 8, id="one slow answer takes everything back"),
         pytest.param(0, SLOW, 64, 8, id="a slow server keeps its first share"),
-        pytest.param(0, QUICK, 2, 1, id="of two threads one is left for others"),
+        pytest.param(3, QUICK, 4, 3, id="of four threads one is left for others"),
+        pytest.param(0, QUICK, 2, 2, id="of two or three none can be kept back"),
         pytest.param(0, QUICK, 1, 1, id="a single thread serves everybody in turn"),
     ],
 )

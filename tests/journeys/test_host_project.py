@@ -97,12 +97,12 @@ def status(host: Host, message_id: str) -> str:
 
 
 def keys(url: str) -> dict[str, int]:
-    """The lists of a broker, with their lengths."""
+    """The lists of a broker, with their lengths; the counters of the limits are beside them."""
     with Redis.from_url(url) as redis:
         return {
             key.decode(): int(redis.llen(key))  # type: ignore[arg-type]
             for key in redis.keys("*")  # type: ignore[union-attr]
-            if redis.type(key) == b"list"
+            if redis.type(key) == b"list" and not key.startswith(b"gobii:limit:")
         }
 
 
