@@ -224,38 +224,48 @@ def hand_out(endpoint_ids: Sequence[uuid.UUID], *, now: datetime, look_at: datet
 
 @dataclass(frozen=True, slots=True)
 class Mark:
+    """How far an attempt has come: `stage` dot, its server may have it; connect, a connection is opened."""
+
     id: uuid.UUID
     token: uuid.UUID
     provider: str
+    stage: str = "dot"
 
 
 def mark(marks: Sequence[Mark], *, now: datetime) -> set[uuid.UUID]:
-    """Commits that servers may from now on have these messages; answers the attempts that were still ours."""
+    """Commits how far these attempts have come; answers those that were still ours.
+
+    From a committed dot on the server may have the message. Of both stages of a row only the dot is written.
+    """
+    dots = {one.id for one in marks if one.stage == "dot"}
+    latest = [one for one in marks if one.stage == "dot" or one.id not in dots]
     if _is_postgres():
         statement = f"""
-            UPDATE {A} AS x SET marked_at = %s, stage = 'dot', provider = g.provider
-            FROM json_to_recordset(%s::json) AS g(id uuid, token uuid, provider text)
-            WHERE x.id = g.id AND x.lease_token = g.token AND x.status = '{SENDING}' RETURNING x.id"""
+            UPDATE {A} AS x SET marked_at = CASE g.stage WHEN 'dot' THEN %s END, stage = g.stage,
+                provider = g.provider
+            FROM json_to_recordset(%s::json) AS g(id uuid, token uuid, provider text, stage text)
+            WHERE x.id = g.id AND x.lease_token = g.token AND x.status = '{SENDING}'
+                AND x.marked_at IS NULL RETURNING x.id"""
         with _cursor() as cursor:
-            cursor.execute(statement, [now, _records(marks)])
+            cursor.execute(statement, [now, _records(latest)])
             return {row[0] for row in cursor.fetchall()}
     found = set()
     with transaction.atomic(), connection.cursor() as cursor:
-        for one in marks:
+        for one in latest:
             cursor.execute(
-                f"UPDATE {A} SET marked_at = %s, stage = 'dot', provider = %s "
-                f"WHERE id = %s AND lease_token = %s AND status = '{SENDING}'",
-                [_plain(now), one.provider, _plain(one.id), _plain(one.token)],
+                f"UPDATE {A} SET marked_at = %s, stage = %s, provider = %s WHERE id = %s "
+                f"AND lease_token = %s AND status = '{SENDING}' AND marked_at IS NULL",
+                [
+                    _plain(now) if one.stage == "dot" else None,
+                    one.stage,
+                    one.provider,
+                    _plain(one.id),
+                    _plain(one.token),
+                ],
             )
             if cursor.rowcount:
                 found.add(one.id)
     return found
-
-
-def begin(work: Work) -> bool:
-    """Notes that a connection is opened for it: if its worker is lost now, an attempt was used up."""
-    row = OutboundMessageAttempt.objects.held_by(work.id, work.token)
-    return bool(row.update(stage="connect"))
 
 
 def narrow(work: Work, addresses: Sequence[str]) -> bool:

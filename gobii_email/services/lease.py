@@ -19,9 +19,9 @@ from gobii_email import wiring
 from gobii_email.domain.lifecycle import AttemptStatus, Provider
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.models import OutboundMessageAttempt
-from gobii_email.models.queue import Mark, Work, begin
+from gobii_email.models.queue import Mark, Work
 from gobii_email.ports import LeaseLost, LimiterUnavailable, LimitScope
-from gobii_email.services.record import is_marked, release_connection
+from gobii_email.services.record import marks
 
 logger = logging.getLogger(__name__)
 
@@ -34,24 +34,25 @@ class Lease:
         self.provider = provider
 
     def reached(self, stage: Stage) -> None:
-        """Notes that a connection is opened for it: from then on a lost worker uses up an attempt."""
-        if stage is Stage.CONNECT and not self._is_begun():
-            raise LeaseLost
+        """Notes that a connection is opened for it: from then on a lost worker uses up an attempt.
 
-    def _is_begun(self) -> bool:
-        """A database that is away counts as no: then nothing is sent."""
-        try:
-            return begin(self.work)
-        except Error:
-            logger.exception("lease.write.failed")
-            return False
-        finally:
-            release_connection()
+        Not waited for: if the note is lost with the worker, the attempt is just queued again.
+        """
+        if stage is Stage.CONNECT:
+            marks.put(self._mark("connect"))
 
     def mark(self) -> None:
-        """Commits that the server may from now on have the message."""
-        if not is_marked(Mark(self.work.id, self.work.token, str(self.provider))):
+        """Commits that the server may from now on have the message. A database that is away counts as no."""
+        try:
+            is_ours = marks.put(self._mark("dot")).wait()
+        except Error:
+            logger.exception("lease.write.failed")
+            is_ours = False
+        if not is_ours:
             raise LeaseLost
+
+    def _mark(self, stage: str) -> Mark:
+        return Mark(self.work.id, self.work.token, str(self.provider), stage)
 
 
 @dataclass

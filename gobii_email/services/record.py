@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Generic, TypeVar
 
-from django.db import Error, InterfaceError, OperationalError, connection
+from django.db import InterfaceError, OperationalError, connection
 from django.utils import timezone
 
 from gobii_email.conf import config
@@ -115,15 +115,6 @@ def start_writers() -> None:
     """Starts the threads that write for this process. Each keeps a database connection of its own."""
     marks.start()
     acceptances.start()
-
-
-def is_marked(mark: Mark) -> bool:
-    """Commits the mark. A database that is away counts as no: then nothing is sent."""
-    try:
-        return marks.put(mark).wait()
-    except Error:
-        logger.exception("lease.write.failed")
-        return False
 
 
 R = TypeVar("R")

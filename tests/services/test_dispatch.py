@@ -300,8 +300,9 @@ def test_a_worker_that_lost_its_lease_cannot_mark_any_more(account: AgentEmailAc
         lease.reached(Stage.CONNECT)
     run_out(message)
     dispatch_round()
+    stage = row_of(work).stage
     lease.reached(Stage.CONNECT)
-    assert row_of(work).stage == "", "the note is written by the lease's owner alone"
+    assert row_of(work).stage == stage, "the note is written by the lease's owner alone"
     with pytest.raises(LeaseLost):
         lease.mark()
     after_rescue = (statuses(message), latest(message))
