@@ -97,7 +97,7 @@ def client(stack: Stack) -> Client:
 
 @pytest.fixture(scope="module")
 def tasks(stack: Stack, client: Client) -> list[dict[str, Any]]:
-    """A mail that is sent and then one that is refused, each in a turn of its own, as /api/tasks tells them."""
+    """A mail that is sent, then one that is refused, each in its own turn, as /api/tasks tells them."""
     mail = {"from_endpoint": "agent@sender.example", "subject": "Private subject", "body": "Private body"}
 
     def finished(count: int) -> list[dict[str, Any]]:

@@ -182,7 +182,9 @@ def test_a_worker_that_starts_while_its_mail_is_withdrawn_does_not_call_it_sendi
 
     def start() -> None:
         is_withdrawn.wait(10)
-        Lease(work, Provider.SMTP).reached(Stage.CONNECT)
+        lease = Lease(work, Provider.SMTP)
+        lease.reached(Stage.CONNECT)
+        lease.mark()
 
     problems = together(withdraw, start)
     assert [type(problem) for problem in problems] == [LeaseLost]

@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from datetime import timedelta
 from typing import Any
 
 import pytest
