@@ -25,9 +25,9 @@ def fence() -> None:
         return self.filter(pk=attempt_id)
 
     def mark_unfenced(marks: Sequence[queue.Mark], **_: Any) -> set[Any]:
-        ids = {one.id for one in marks}
-        OutboundMessageAttempt.objects.filter(pk__in=ids).update(marked_at=timezone.now())
-        return ids
+        dots = [one.id for one in marks if one.stage == "dot"]
+        OutboundMessageAttempt.objects.filter(pk__in=dots).update(marked_at=timezone.now())
+        return {one.id for one in marks}
 
     AttemptQuerySet.held_by = unfenced  # type: ignore[method-assign]
     queue.mark = mark_unfenced  # type: ignore[assignment]

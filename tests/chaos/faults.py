@@ -234,7 +234,10 @@ FAULTS: dict[str, Fault] = {
         Fault("too_late:after_dot", _server_rule("after_dot", "late", seconds=10)),
         Fault("kill:any", _kill_any),
         Fault("sigterm", _terminate_under_load),
-        *(Fault(f"freeze:{stage}", _freeze_at(stage)) for stage in ("rcpt", "before_dot", "after_dot")),
+        *(
+            Fault(f"freeze:{stage}", _freeze_at(stage))
+            for stage in ("rcpt", "data", "before_dot", "after_dot")
+        ),
         Fault("kill:dispatcher", _kill_dispatcher),
         Fault("redis:flush", _flush_redis),
         Fault("redis:lost", _lose_redis),

@@ -90,7 +90,9 @@ def test_killed_before_the_mark_it_still_goes_out_exactly_once(
     message = send_and_die(plant, tmp_path, place)
     plant.wait(message, "sent")
     assert plant.copies(message) == 1
-    assert plant.history(message) == (["sent"] if place == "claimed" else ["deferred", "sent"])
+    # That a connection was opened is noted without waiting for it, so the note may die with its worker.
+    histories = [["sent"]] if place == "claimed" else [["sent"], ["deferred", "sent"]]
+    assert plant.history(message) in histories
 
 
 @pytest.mark.parametrize(("database", "place", "copies"), AFTER_THE_MARK)

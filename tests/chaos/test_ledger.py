@@ -69,9 +69,3 @@ def test_without_the_mark_the_books_show_doubled_mail(build_plant: BuildPlant) -
     report = broken_run(build_plant, "mark", "kill:after_dot")
     assert report.struck
     assert report.books.doubled, report.document()
-
-
-def test_without_the_fence_the_books_show_doubled_mail(build_plant: BuildPlant) -> None:
-    report = broken_run(build_plant, "fence", "freeze:before_dot")
-    assert report.struck
-    assert report.books.doubled, report.document()
