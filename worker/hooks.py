@@ -17,6 +17,8 @@ from gobii_email import tracing, wiring
 from gobii_email.checks import refuse_pool_with
 from gobii_email.conf import config
 from gobii_email.logs import JsonFormatter
+from gobii_email.services.deliver import READ_AGAIN_AFTER
+from gobii_email.services.recall import origins
 from gobii_email.services.record import start_writers
 from gobii_email.services.share import shares
 
@@ -53,6 +55,7 @@ def start_worker(sender: Any = None, **_: Any) -> None:
 def share_threads(threads: int) -> None:
     """Lets turns write together, and keeps any one mail server from holding all threads."""
     start_writers()
+    origins.seconds = READ_AGAIN_AFTER
     shares.threads = threads
     # Hints that wait in this process for a thread; those at work are in both sets.
     shares.is_anybody_waiting = lambda: len(state.reserved_requests) > len(state.active_requests)

@@ -16,10 +16,10 @@ class TaskFailed(Exception):
 
 
 @app.task(name="gobii_email.deliver", bind=True, ignore_result=True)
-def deliver(self: Task, attempt_id: str, **_: Any) -> str:
-    """Sends one attempt if it is due. Lost or doubled calls change nothing."""
+def deliver(self: Task, attempt_id: str, lane: str = "", **_: Any) -> str:
+    """Takes a turn for the lane that the attempt waits in. Lost or doubled calls change nothing."""
     try:
-        outcome = delivery.deliver(attempt_id, owner=self.request.hostname or "")
+        outcome = delivery.deliver(attempt_id, owner=self.request.hostname or "", lane=lane)
     except Exception as problem:
         logger.exception("task.failed", extra={"attempt_id": attempt_id})
         raise TaskFailed(f"{type(problem).__name__}; the log says more, rescue looks after it") from None

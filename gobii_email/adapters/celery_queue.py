@@ -95,6 +95,7 @@ class CeleryDoorbell:
                 self._app.send_task(
                     DELIVER,
                     args=[hint.attempt_id],
+                    kwargs={"lane": hint.lane} if hint.lane else {},
                     queue=SEND_QUEUE,
                     headers=trace,
                     expires=self._lifetime,

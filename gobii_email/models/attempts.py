@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from django.db import connection, models
-from django.db.models import OuterRef, Q, Subquery, Value
+from django.db.models import F, OuterRef, Q, Subquery, Value
 from django.db.models.functions import Cast, Concat
 
 from gobii_email.domain.lifecycle import OPEN, AttemptStatus, Priority, Provider
@@ -25,23 +25,27 @@ class AttemptQuerySet(models.QuerySet["OutboundMessageAttempt"]):
 
     def origin(self, attempt_id: str) -> "Origin | None":
         """Whose mail the attempt is, and how its account and its account's server are, in one statement."""
-        path = "from_endpoint__agentemailaccount__"
-        related = (path + "endpoint", path + "oauth_credential", "from_endpoint__lane")
-        found = self._with_host().select_related(*related).only("from_endpoint")
-        attempt = found.order_by().filter(pk=attempt_id).first()
+        rows = self._with_host().annotate(
+            lane_look_at=F("from_endpoint__lane__look_at"), lane_code=F("from_endpoint__lane__code")
+        )
+        rows = rows.select_related("from_endpoint__agentemailaccount").only("from_endpoint").order_by()
+        attempt = rows.filter(pk=attempt_id).first()
         if attempt is None:
             return None
         endpoint = attempt.from_endpoint
         if endpoint is None:
             return Origin(None, None, "", None)
+        account: AgentEmailAccount | None = getattr(endpoint, "agentemailaccount", None)
+        if account is not None:
+            account.endpoint = endpoint
         return Origin(
             endpoint.pk,
             endpoint.owner_agent_id,
             endpoint.address,
-            getattr(endpoint, "agentemailaccount", None),
+            account,
             attempt.host_backoff_until,
             attempt.host_backoff_reason or "",
-            is_handed_out=hasattr(endpoint, "lane") and endpoint.lane.is_handed_out,
+            is_handed_out=attempt.lane_look_at is not None and not attempt.lane_code,
         )
 
     def _with_host(self) -> "AttemptQuerySet":
@@ -185,6 +189,9 @@ class OutboundMessageAttempt(models.Model):
     host_backoff_until: "datetime | None" = None
     host_backoff_reason: str | None = None
     """Of the account's server, as `for_delivery` found it; not stored."""
+    lane_look_at: "datetime | None" = None
+    lane_code: str | None = None
+    """Of its lane, as `origin` found it; not stored."""
 
     class Meta:
         verbose_name = "attempt"

@@ -26,10 +26,5 @@ class Lane(models.Model):
     class Meta:
         verbose_name = "lane"
 
-    @property
-    def is_handed_out(self) -> bool:
-        """Whether it is left alone because somebody has been told of it, and not because it must wait."""
-        return self.look_at is not None and not self.code
-
     def __str__(self) -> str:
         return f"lane of {self.endpoint_id}"

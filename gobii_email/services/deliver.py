@@ -41,6 +41,7 @@ from gobii_email.ports import (
 from gobii_email.services import allow, hold
 from gobii_email.services.end import end_unsent, postpone
 from gobii_email.services.lease import Kept, Lease, keeper
+from gobii_email.services.recall import origins
 from gobii_email.services.record import Entry, acceptances, persist, release_connection
 from gobii_email.services.select import LOOK_AGAIN_AFTER, obstacle_of_the_moment, transport_for
 from gobii_email.services.send import longest_send, send_by_account, send_without_account
@@ -50,7 +51,7 @@ from gobii_email.services.wait import wait
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 10
+AT_ONCE = 20
 """Attempts claimed together: what a lost worker gives back at most."""
 MOST_A_TURN, LONGEST_TURN = 200, 30.0
 """Mails and seconds after which a turn goes to the back of the line."""
@@ -64,24 +65,21 @@ READ_AGAIN_AFTER = 1.0
 """Seconds after which a turn reads the account again."""
 
 
-def deliver(attempt_id: str, *, owner: str) -> str:
+def deliver(attempt_id: str, *, owner: str, lane: str = "") -> str:
     """Takes a turn for the lane of `attempt_id`, and for lanes that were parked; answers its short outcome.
 
     The outcome is the attempt's own status if it was in the turn, else "not due", "postponed" or the like.
+    Who names the `lane` is content with what this worker found out about it a moment ago.
     """
-    outcome = _take_turn(attempt_id, owner)
+    outcome = _take_turn(attempt_id, owner, lane)
     while (parked := shares.next_parked()) is not None:
-        _take_turn(parked, owner)
+        _take_turn(parked, owner, "")
     return outcome
 
 
-def _take_turn(attempt_id: str, owner: str) -> str:
-    origin = OutboundMessageAttempt.objects.origin(attempt_id)
-    release_connection()
-    if origin is None:
-        return "not due"
-    turn = Turn(attempt_id, origin, owner)
-    return turn.run()
+def _take_turn(attempt_id: str, owner: str, lane: str) -> str:
+    origin = origins.of(lane, attempt_id)
+    return "not due" if origin is None else Turn(attempt_id, origin, owner).run()
 
 
 @dataclass
@@ -194,6 +192,7 @@ class Turn:
             return str(attempt.status) if is_ours else "lease lost"
 
         self.outcomes[str(work.id)] = persist(write, within=config().lease)
+        origins.forget(self.lane)
         release_connection()
 
     def flush(self, provider: Provider) -> None:
@@ -439,8 +438,7 @@ class AccountTurn:
     def _read_again(self) -> None:
         """An account that was paused, changed or removed meanwhile ends the turn; the next one sees why."""
         self.turn.read_at = time.monotonic()
-        origin = OutboundMessageAttempt.objects.origin(self.turn.attempt_id)
-        release_connection()
+        origin = origins.of(self.turn.lane, self.turn.attempt_id)
         before = self.turn.origin
         if origin is None or not origin.is_as(before):
             self.turn.is_over = self.turn.has_more = True
@@ -513,6 +511,7 @@ class AccountTurn:
             return
         if shares.unwell(self.host) >= FAILURES_OF_A_HOST:
             hold.leave_host_alone(self.host, outcome.text, timezone.now())
+            origins.forget(self.turn.lane)
             release_connection()
 
     def _note_success(self) -> None:
@@ -520,5 +519,6 @@ class AccountTurn:
         if not self.was_accepted:
             self.was_accepted = True
             shares.well(self.host)
-            hold.note_success(self.account, self.turn.origin, timezone.now())
+            if hold.note_success(self.account, self.turn.origin, timezone.now()):
+                origins.forget(self.turn.lane)
             release_connection()

@@ -83,10 +83,9 @@ def _hand_out(now: datetime) -> int:
     heads = [head for head in due_lanes(now, BATCH) if not _is_left_to_its_own_ring(head, now)]
     lanes = {head.from_endpoint_id for head in heads if head.from_endpoint_id is not None}
     ours = hand_out(list(lanes), now=now, look_at=now + config().hint_lifetime)
+    # Without the lane's name: whoever takes this up is to see that it was handed out.
     hints = [
-        Hint(str(head.pk), str(head.from_endpoint_id or ""))
-        for head in heads
-        if head.from_endpoint_id is None or head.from_endpoint_id in ours
+        Hint(str(head.pk)) for head in heads if head.from_endpoint_id is None or head.from_endpoint_id in ours
     ]
     if hints and not wiring.doorbell().ring(hints):
         # The broker is away: looks again when the breaker has closed, not when the hint would have expired.

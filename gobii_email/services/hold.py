@@ -79,13 +79,16 @@ def account_of(attempt: OutboundMessageAttempt) -> AgentEmailAccount | None:
     return getattr(attempt.from_endpoint, "agentemailaccount", None) if attempt.from_endpoint else None
 
 
-def note_success(account: AgentEmailAccount, origin: Origin, now: datetime) -> None:
-    """Remembers that sending works, at most once a minute, and ends a hold or backoff that has run out."""
+def note_success(account: AgentEmailAccount, origin: Origin, now: datetime) -> bool:
+    """Remembers that sending works, at most once a minute, and ends a hold or backoff that has run out.
+
+    Whether there was anything to write.
+    """
     if origin.host_backoff_until is not None:
         MailHost.objects.filter(name=account.smtp_server_name).delete()
     is_fresh = account.smtp_last_ok_at is not None and now - account.smtp_last_ok_at < HEALTH_IS_FRESH_FOR
     if is_fresh and not account.smtp_error and account.state == AccountState.ACTIVE:
-        return
+        return origin.host_backoff_until is not None
     healthy: dict[str, object] = {"smtp_last_ok_at": now, "smtp_error": ""}
     rows = AgentEmailAccount.objects.filter(pk=account.pk)
     if account.state != AccountState.ACTIVE:
@@ -93,6 +96,7 @@ def note_success(account: AgentEmailAccount, origin: Origin, now: datetime) -> N
         rows = rows.filter(state=account.state, state_until=account.state_until)
         healthy |= {"state": AccountState.ACTIVE, "state_reason": "", "state_until": None}
     rows.update(**healthy)
+    return True
 
 
 def _hold(
