@@ -57,8 +57,8 @@ def remember_session(secured: ssl.SSLSocket, endpoint: Endpoint) -> None:
 
     The age counts from the full handshake: a resumed session is not kept again.
     """
-    session = secured.session
-    if session is None or secured.session_reused:
+    # Asked in this order, because looking at the session copies it.
+    if secured.session_reused or (session := secured.session) is None:
         return
     with _lock:
         if len(_sessions) >= MAX_SESSIONS:

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from django.utils import timezone
 
@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 20
 """Attempts claimed together: what a lost worker gives back at most."""
+BURST, WRITTEN_AT_ONCE = timedelta(milliseconds=50), 8
+"""Acceptances that follow each other faster wait for each other, so many at most; a lost worker leaves them
+in doubt."""
 MOST_A_TURN, LONGEST_TURN = 200, 30.0
 """Mails and seconds after which a turn goes to the back of the line."""
 FAIR_TURN, FAIR_SECONDS = 20, 2.0
@@ -103,13 +106,16 @@ class Turn:
         self.kept = Kept(self.name, config().lease)
         self.began_at = self.read_at = time.monotonic()
         self.outcomes: dict[str, str] = {}
+        self.accepted: list[tuple[Work, Outcome, Acceptance]] = []
+        self.accepted_at = datetime.min.replace(tzinfo=UTC)
         self.written: list[tuple[Work, Outcome, Entry[Acceptance]]] = []
         self.has_more = self.is_over = False
         self.was_postponed = False
 
     def run(self) -> str:
         outcome = self._run()
-        if self.origin.is_handed_out and not self.was_postponed and outcome != PARKED:
+        is_done = not (self.was_postponed or self.has_more or outcome == PARKED)
+        if is_done and self.origin.is_handed_out:
             Lane.objects.filter(pk=self.origin.endpoint_id, code="").update(look_at=None)
             release_connection()
         if self.has_more:
@@ -178,9 +184,21 @@ class Turn:
         row = acceptance_of(work, outcome, provider, is_part=is_part, now=timezone.now())
         if row is None:
             self.settle_alone(work, outcome, provider)
-        else:
-            self.written.append((work, outcome, acceptances.put(row)))
-            self.outcomes[str(work.id)] = "sent"
+            return
+        self.outcomes[str(work.id)] = "sent"
+        self.accepted.append((work, outcome, row))
+        is_burst = row.at - self.accepted_at < BURST
+        self.accepted_at = row.at
+        if not is_burst or len(self.accepted) >= WRITTEN_AT_ONCE:
+            self.write_accepted()
+
+    def write_accepted(self) -> None:
+        """Has what was accepted since the last time written, without waiting for it."""
+        accepted, self.accepted = self.accepted, []
+        entries = acceptances.put(*(row for _, _, row in accepted))
+        self.written += [
+            (work, outcome, entry) for (work, outcome, _), entry in zip(accepted, entries, strict=True)
+        ]
 
     def settle_alone(self, work: Work, outcome: Outcome, provider: Provider) -> None:
         def write() -> str:
@@ -197,6 +215,7 @@ class Turn:
 
     def flush(self, provider: Provider) -> None:
         """Waits until every acceptance is written; one that was not ours any more is noted as late."""
+        self.write_accepted()
         written, self.written = self.written, []
         for work, outcome, entry in written:
             if not entry.wait():

@@ -44,7 +44,8 @@ class Lease:
     def mark(self) -> None:
         """Commits that the server may from now on have the message. A database that is away counts as no."""
         try:
-            is_ours = marks.put(self._mark("dot")).wait()
+            (entry,) = marks.put(self._mark("dot"))
+            is_ours = entry.wait()
         except Error:
             logger.exception("lease.write.failed")
             is_ours = False

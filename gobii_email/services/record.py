@@ -58,27 +58,28 @@ class Writer(Generic[T]):
     def __init__(self, name: str, write: Callable[[Sequence[T]], set[uuid.UUID]]) -> None:
         self._name = name
         self._write: Callable[[Sequence[T]], set[uuid.UUID]] = write
-        self._entries: queue.SimpleQueue[Entry[T]] = queue.SimpleQueue()
+        self._entries: queue.SimpleQueue[list[Entry[T]]] = queue.SimpleQueue()
         self._process = 0
 
     def start(self) -> None:
         self._process = os.getpid()
         threading.Thread(target=self._run, name=self._name, daemon=True).start()
 
-    def put(self, value: T) -> Entry[T]:
-        entry = Entry(value)
+    def put(self, *values: T) -> list[Entry[T]]:
+        """Has all of `values` written, in one commit or with others."""
+        entries = [Entry(value) for value in values]
         if self._process == os.getpid():
-            self._entries.put(entry)
-        else:
-            self._write_all([entry])
+            self._entries.put(entries)
+        elif entries:
+            self._write_all(entries)
             release_connection()
-        return entry
+        return entries
 
     def _run(self) -> None:
         while True:
-            entries = [self._entries.get()]
+            entries = self._entries.get()
             while len(entries) < AT_ONCE and not self._entries.empty():
-                entries.append(self._entries.get())
+                entries = entries + self._entries.get()
             self._write_all(entries)
 
     def _write_all(self, entries: Sequence[Entry[T]]) -> None:
