@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from django.utils import timezone
 
@@ -53,13 +53,12 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 20
 """Attempts claimed together: what a lost worker gives back at most."""
-BURST, WRITTEN_AT_ONCE = timedelta(milliseconds=50), 8
-"""Acceptances that follow each other faster wait for each other, so many at most; a lost worker leaves them
-in doubt."""
 MOST_A_TURN, LONGEST_TURN = 200, 30.0
 """Mails and seconds after which a turn goes to the back of the line."""
 FAIR_TURN, FAIR_SECONDS = 20, 2.0
 """The same where somebody waits for the thread."""
+QUICK = 0.02
+"""Seconds a mail takes at a server so near that the turn is in the way of others, and not its server."""
 PROBE = "probe:"
 PARKED = "parked"
 FAILURES_OF_A_HOST = 3
@@ -106,8 +105,6 @@ class Turn:
         self.kept = Kept(self.name, config().lease)
         self.began_at = self.read_at = time.monotonic()
         self.outcomes: dict[str, str] = {}
-        self.accepted: list[tuple[Work, Outcome, Acceptance]] = []
-        self.accepted_at = datetime.min.replace(tzinfo=UTC)
         self.written: list[tuple[Work, Outcome, Entry[Acceptance]]] = []
         self.has_more = self.is_over = False
         self.was_postponed = False
@@ -184,21 +181,9 @@ class Turn:
         row = acceptance_of(work, outcome, provider, is_part=is_part, now=timezone.now())
         if row is None:
             self.settle_alone(work, outcome, provider)
-            return
-        self.outcomes[str(work.id)] = "sent"
-        self.accepted.append((work, outcome, row))
-        is_burst = row.at - self.accepted_at < BURST
-        self.accepted_at = row.at
-        if not is_burst or len(self.accepted) >= WRITTEN_AT_ONCE:
-            self.write_accepted()
-
-    def write_accepted(self) -> None:
-        """Has what was accepted since the last time written, without waiting for it."""
-        accepted, self.accepted = self.accepted, []
-        entries = acceptances.put(*(row for _, _, row in accepted))
-        self.written += [
-            (work, outcome, entry) for (work, outcome, _), entry in zip(accepted, entries, strict=True)
-        ]
+        else:
+            self.outcomes[str(work.id)] = "sent"
+            self.written.append((work, outcome, acceptances.put(row)))
 
     def settle_alone(self, work: Work, outcome: Outcome, provider: Provider) -> None:
         def write() -> str:
@@ -215,7 +200,7 @@ class Turn:
 
     def flush(self, provider: Provider) -> None:
         """Waits until every acceptance is written; one that was not ours any more is noted as late."""
-        self.write_accepted()
+        acceptances.hurry()
         written, self.written = self.written, []
         for work, outcome, entry in written:
             if not entry.wait():
@@ -282,6 +267,7 @@ class AccountTurn:
         self.spent: list[Sent] = []
         self.returned = 0
         self.was_accepted = self.has_called_for_help = False
+        self.is_quick = True
         self.count = 0
 
     def run(self) -> None:
@@ -470,10 +456,11 @@ class AccountTurn:
             with newcomers.first_mail(turn.lane):
                 outcome = self._outcome(work, addresses)
         else:
-            newcomers.give_way(turn.lane)
+            if self.is_quick:
+                newcomers.give_way(turn.lane)
             shares.begin(self.host, turn.name)
             outcome = self._outcome(work, addresses)
-        shares.done(self.host, turn.name)
+        self.is_quick = shares.done(self.host, turn.name) < QUICK
         self._count_cost(outcome, len(addresses))
         is_part = len(addresses) < len(work.addresses)
         turn.settle(work, outcome, Provider.SMTP, is_part=is_part)

@@ -44,8 +44,7 @@ class Lease:
     def mark(self) -> None:
         """Commits that the server may from now on have the message. A database that is away counts as no."""
         try:
-            (entry,) = marks.put(self._mark("dot"))
-            is_ours = entry.wait()
+            is_ours = marks.put(self._mark("dot")).wait()
         except Error:
             logger.exception("lease.write.failed")
             is_ours = False

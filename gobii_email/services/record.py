@@ -53,33 +53,46 @@ class Entry(Generic[T]):
 
 
 class Writer(Generic[T]):
-    """Writes entries, those that gather together in one commit. Starts its thread when told to."""
+    """Writes entries, those that gather together in one commit. Starts its thread when told to.
 
-    def __init__(self, name: str, write: Callable[[Sequence[T]], set[uuid.UUID]]) -> None:
+    `gathers_for` seconds it waits for others after the first, unless somebody is in a hurry.
+    """
+
+    def __init__(
+        self, name: str, write: Callable[[Sequence[T]], set[uuid.UUID]], *, gathers_for: float = 0
+    ) -> None:
         self._name = name
         self._write: Callable[[Sequence[T]], set[uuid.UUID]] = write
-        self._entries: queue.SimpleQueue[list[Entry[T]]] = queue.SimpleQueue()
+        self._gathers_for = gathers_for
+        self._is_hurried = threading.Event()
+        self._entries: queue.SimpleQueue[Entry[T]] = queue.SimpleQueue()
         self._process = 0
 
     def start(self) -> None:
         self._process = os.getpid()
         threading.Thread(target=self._run, name=self._name, daemon=True).start()
 
-    def put(self, *values: T) -> list[Entry[T]]:
-        """Has all of `values` written, in one commit or with others."""
-        entries = [Entry(value) for value in values]
+    def put(self, value: T) -> Entry[T]:
+        entry = Entry(value)
         if self._process == os.getpid():
-            self._entries.put(entries)
-        elif entries:
-            self._write_all(entries)
+            self._entries.put(entry)
+        else:
+            self._write_all([entry])
             release_connection()
-        return entries
+        return entry
+
+    def hurry(self) -> None:
+        """Somebody waits for what was put until now."""
+        self._is_hurried.set()
 
     def _run(self) -> None:
         while True:
-            entries = self._entries.get()
+            entries = [self._entries.get()]
+            if self._gathers_for:
+                self._is_hurried.wait(self._gathers_for)
+                self._is_hurried.clear()
             while len(entries) < AT_ONCE and not self._entries.empty():
-                entries = entries + self._entries.get()
+                entries.append(self._entries.get())
             self._write_all(entries)
 
     def _write_all(self, entries: Sequence[Entry[T]]) -> None:
@@ -109,7 +122,7 @@ def _write_acceptances(rows: Sequence[Acceptance]) -> set[uuid.UUID]:
 
 
 marks: Writer[Mark] = Writer("marks", _write_marks)
-acceptances: Writer[Acceptance] = Writer("acceptances", _write_acceptances)
+acceptances: Writer[Acceptance] = Writer("acceptances", _write_acceptances, gathers_for=0.01)
 
 
 def start_writers() -> None:

@@ -53,15 +53,16 @@ class Shares:
         """The next mail of `turn` begins."""
         self._hosts[host].began[turn] = time.monotonic()
 
-    def done(self, host: str, turn: str) -> None:
-        """A mail of `turn` has ended, however it did."""
-        if self.threads is None:
-            return
+    def done(self, host: str, turn: str) -> float:
+        """A mail of `turn` has ended, however it did; seconds it took."""
+        now = time.monotonic()
         with self._lock:
             entry = self._hosts[host]
-            seconds = time.monotonic() - entry.began[turn]
-            entry.share.allowed = widened(entry.share, self.threads, seconds=seconds)
-            entry.began[turn] = time.monotonic()
+            seconds = now - entry.began[turn]
+            entry.began[turn] = now
+            if self.threads is not None:
+                entry.share.allowed = widened(entry.share, self.threads, seconds=seconds)
+        return seconds
 
     def well(self, host: str) -> None:
         self._hosts[host].failures = 0
