@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextvars import copy_context
 from datetime import timedelta
+from functools import cached_property
 
 import redis
 from celery import Celery
@@ -42,7 +43,7 @@ class CeleryDoorbell:
         self, broker_url: str, redis_url: str, *, hint_lifetime: timedelta, breaker_pause: timedelta
     ) -> None:
         self._app = producer(broker_url)
-        self._rung = redis_client(redis_url, patience=PATIENCE)
+        self._redis_url = redis_url
         self._lifetime = hint_lifetime.total_seconds()
         self._pause = breaker_pause.total_seconds()
         self._lock = threading.Lock()
@@ -107,6 +108,10 @@ class CeleryDoorbell:
             return problem
         return None
 
+    @cached_property
+    def _rung(self) -> "redis.Redis":
+        return redis_client(self._redis_url, patience=PATIENCE)
+
     def _silent_ones(self, hints: Sequence[Hint]) -> list[Hint]:
         """The hints whose lane has none under way; all of them when Redis, as no broker, cannot tell."""
         try:
@@ -114,7 +119,7 @@ class CeleryDoorbell:
                 for hint in hints:
                     pipe.set(hint_key(hint.lane), "", nx=True, px=RUNG_FOR)
                 is_first = pipe.execute()
-        except redis.RedisError:
+        except (redis.RedisError, ValueError):  # ValueError: an address that makes no sense
             return list(hints)
         return [hint for hint, first in zip(hints, is_first, strict=True) if first or not hint.lane]
 
