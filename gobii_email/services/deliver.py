@@ -20,6 +20,7 @@ from gobii_email.domain.classification import AccountState, Scope
 from gobii_email.domain.judgement import judge
 from gobii_email.domain.lifecycle import AttemptStatus, Move, Provider
 from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome
+from gobii_email.domain.quotas import Limits
 from gobii_email.domain.selection import Hold, NoTransport, Selection, Use
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.encryption import SecretUnreadable
@@ -261,7 +262,7 @@ class AccountTurn:
         self.host = account.smtp_server_name
         self.limiter = wiring.limiter()
         self.scopes: list[LimitScope] = []
-
+        self.limits: Limits
         self.is_probe = False
         self.sender: Sender | None = None
         self.spent: list[Sent] = []
