@@ -265,6 +265,7 @@ class AccountTurn:
         self.limits: Limits
         self.is_probe = False
         self.sender: Sender | None = None
+        self.obstacle: Wait | None = None
         self.spent: list[Sent] = []
         self.returned = 0
         self.was_accepted = self.has_called_for_help = False
@@ -385,6 +386,10 @@ class AccountTurn:
             self._call_for_help(entered)
             self._send_batch(works)
             self._tell_limiter()
+            if self.obstacle is not None:
+                turn.flush(Provider.SMTP)
+                self._wait_for_limit(self.obstacle, timezone.now())
+                return
             if turn.is_over or not turn.has_more or self._must_stop():
                 return
             again = self._known(lambda: self.limiter.room(turn.name, self.scopes))
@@ -422,8 +427,12 @@ class AccountTurn:
         if not costs:
             return 0
         answer = self.limiter.admit(self.turn.name, self.scopes, costs)
-        # Forgotten in the middle: `room` restores it before anything more is sent.
-        return 0 if isinstance(answer, Forgotten) else answer.granted
+        if isinstance(answer, Forgotten):
+            return 0  # `room` restores it before anything more is sent
+        if answer.granted == 0:
+            # There may be room for a smaller mail, but the first in line is not passed by.
+            self.obstacle = answer.wait
+        return answer.granted
 
     def _must_stop(self) -> bool:
         """Whether the turn ends after the mail before, for whatever reason."""

@@ -543,3 +543,20 @@ def test_an_account_without_limits_of_its_own_is_sent_with_care(
     turn(messages[0])
     assert statuses(messages) == ["sent"] * 10 + ["queued"] * 2
     assert "10" in waiting_for(messages[-1])
+
+
+def test_a_mail_for_more_than_is_left_waits_and_does_not_keep_its_thread(
+    account: AgentEmailAccount,
+    smtp_server: ScriptedSmtpServer,
+    doorbell: RecordingDoorbell,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "LONGEST_TURN", 0.5)
+    AgentEmailAccount.objects.update(per_minute=10)
+    send(*[f"to{number}@rcpt.example" for number in range(8)])
+    message = send(*[f"to{number}@rcpt.example" for number in range(5)])
+    doorbell.rung.clear()
+    turn(message)
+    assert len(smtp_server.messages) == 1
+    assert "10" in waiting_for(message)
+    assert not doorbell.rung, "nobody has to look before there is room"
