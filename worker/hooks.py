@@ -17,7 +17,7 @@ from gobii_email import tracing, wiring
 from gobii_email.checks import refuse_pool_with
 from gobii_email.conf import config
 from gobii_email.logs import JsonFormatter
-from gobii_email.services.deliver import READ_AGAIN_AFTER
+from gobii_email.services.account_turn import READ_AGAIN_AFTER
 from gobii_email.services.recall import origins
 from gobii_email.services.record import start_writers
 from gobii_email.services.share import shares

@@ -23,8 +23,8 @@ def die_at(place: str) -> None:
 
 def install() -> None:
     from gobii_email.domain.smtp_replies import Stage
-    from gobii_email.services.deliver import Turn
     from gobii_email.services.lease import Lease
+    from gobii_email.services.turn import Turn
 
     reached, mark, settle = Lease.reached, Lease.mark, Turn.settle
 

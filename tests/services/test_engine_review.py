@@ -25,8 +25,7 @@ from gobii_email.models import (
 from gobii_email.models import queue as statements
 from gobii_email.models.queue import Work
 from gobii_email.ports import LeaseLost
-from gobii_email.services import deliver as delivery
-from gobii_email.services import hold, intervene, settle, submit, write
+from gobii_email.services import account_turn, hold, intervene, settle, submit, write
 from gobii_email.services.deliver import deliver
 from gobii_email.services.dispatch import dispatch_round
 from gobii_email.services.lease import Kept, Lease, LeaseKeeper
@@ -198,14 +197,14 @@ def test_a_mailbox_resumed_while_a_worker_puts_its_mail_back_leaves_none_behind(
     end = timezone.now() + timedelta(hours=3) if until else None
     hold.pause(account, reason="Moving house", until=end)
     message = send()
-    real = delivery.obstacle_of_the_moment
+    real = account_turn.obstacle_of_the_moment
 
     def obstacle(*args: Any) -> Any:
         found = real(*args)
         hold.resume(AgentEmailAccount.objects.get())
         return found
 
-    monkeypatch.setattr(delivery, "obstacle_of_the_moment", obstacle)
+    monkeypatch.setattr(account_turn, "obstacle_of_the_moment", obstacle)
     assert deliver(str(message.attempts.get().pk), owner="worker-1") == "postponed"
     assert_waits_for_nothing(message)
 
@@ -217,7 +216,7 @@ def test_a_mailbox_that_is_just_being_resumed_leaves_no_mail_behind(
 ) -> None:
     hold.pause(account, reason="Moving house")
     message = send()
-    real, is_looked_at, is_resumed = delivery.obstacle_of_the_moment, threading.Event(), threading.Event()
+    real, is_looked_at, is_resumed = account_turn.obstacle_of_the_moment, threading.Event(), threading.Event()
 
     def obstacle(*args: Any) -> Any:
         found = real(*args)
@@ -232,7 +231,7 @@ def test_a_mailbox_that_is_just_being_resumed_leaves_no_mail_behind(
             is_resumed.set()
             threading.Event().wait(0.5)
 
-    monkeypatch.setattr(delivery, "obstacle_of_the_moment", obstacle)
+    monkeypatch.setattr(account_turn, "obstacle_of_the_moment", obstacle)
     assert together(lambda: deliver(str(message.attempts.get().pk), owner="worker-1"), resume) == []
     assert_waits_for_nothing(message)
 
@@ -248,7 +247,7 @@ def test_a_login_refused_with_the_old_password_does_not_hold_a_mailbox_tested_si
 ) -> None:
     smtp_server.faults.replies["AUTH"] = "535 5.7.8 Wrong password"
     message = send()
-    real = delivery.send_by_account
+    real = account_turn.send_by_account
 
     def send_and_edit(*args: Any) -> Outcome:
         outcome = real(*args)
@@ -258,7 +257,7 @@ def test_a_login_refused_with_the_old_password_does_not_hold_a_mailbox_tested_si
         other.save()
         return outcome
 
-    monkeypatch.setattr(delivery, "send_by_account", send_and_edit)
+    monkeypatch.setattr(account_turn, "send_by_account", send_and_edit)
     assert deliver(str(message.attempts.get().pk), owner="worker-1") == "deferred"
     account.refresh_from_db()
     assert account.state == "active"

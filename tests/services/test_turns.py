@@ -11,6 +11,7 @@ from django.utils import timezone
 from gobii_email import api, wiring
 from gobii_email.adapters.redis_limiter import RedisLimiter
 from gobii_email.domain import quotas
+from gobii_email.domain.lifecycle import Provider
 from gobii_email.models import (
     AgentEmailAccount,
     Lane,
@@ -22,8 +23,8 @@ from gobii_email.models import (
 )
 from gobii_email.models.queue import narrow
 from gobii_email.ports import LimiterUnavailable
-from gobii_email.services import accounts, hold, intervene, share
-from gobii_email.services import deliver as delivery
+from gobii_email.services import account_turn, accounts, hold, intervene, share
+from gobii_email.services import turn as turns
 from gobii_email.services.deliver import deliver
 from gobii_email.services.dispatch import dispatch_round
 from gobii_email.services.lease import Lease
@@ -40,9 +41,8 @@ QUOTA = "550 5.4.5 Daily user sending quota exceeded"
 @pytest.fixture(autouse=True)
 def shares(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shares]:
     """A process that has met no server yet."""
-    made = Shares()
-    monkeypatch.setattr(delivery, "shares", made)
-    yield made
+    monkeypatch.setattr(share.shares, "__dict__", vars(Shares()))
+    yield share.shares
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def look_now() -> None:
 
 def after_first_send(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Lets `act` happen while the first mail is with its server."""
-    real, acts = delivery.send_by_account, [act]
+    real, acts = account_turn.send_by_account, [act]
 
     def send_by_account(*args: Any) -> Any:
         outcome = real(*args)
@@ -101,7 +101,7 @@ def after_first_send(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object])
             acts.pop()()
         return outcome
 
-    monkeypatch.setattr(delivery, "send_by_account", send_by_account)
+    monkeypatch.setattr(account_turn, "send_by_account", send_by_account)
 
 
 # What goes in a turn
@@ -110,7 +110,7 @@ def after_first_send(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object])
 def test_a_turn_takes_everything_that_waits(
     account: AgentEmailAccount, smtp_server: ScriptedSmtpServer
 ) -> None:
-    messages = several(delivery.AT_ONCE + 3)
+    messages = several(turns.AT_ONCE + 3)
     assert turn(messages[5]) == "sent"
     assert statuses(messages) == ["sent"] * len(messages)
     assert received(smtp_server) == [(f"to{number}@rcpt.example",) for number in range(len(messages))]
@@ -148,7 +148,7 @@ def test_a_mail_whose_sending_raises_keeps_only_itself(
     def broken(*_: object) -> Any:
         raise ValueError("no envelope")
 
-    monkeypatch.setattr(delivery, "send_by_account", broken)
+    monkeypatch.setattr(account_turn, "send_by_account", broken)
     with pytest.raises(ValueError, match="no envelope"):
         turn(messages[0])
     assert statuses(messages) == ["sending", "queued", "queued"]
@@ -168,7 +168,7 @@ def test_a_backlog_gives_way_where_somebody_waits_for_the_thread(
     expected: int,
 ) -> None:
     AgentEmailAccount.objects.update(max_connections=1)
-    monkeypatch.setattr(delivery, "FAIR_TURN", 3)
+    monkeypatch.setattr(account_turn, "FAIR_TURN", 3)
     shares.is_anybody_waiting = lambda: is_anybody_waiting
     messages = several(10)
     doorbell.rung.clear()
@@ -184,7 +184,7 @@ def test_no_turn_is_endless(
     doorbell: RecordingDoorbell,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(delivery, "MOST_A_TURN", 4)
+    monkeypatch.setattr(account_turn, "MOST_A_TURN", 4)
     messages = several(6)
     doorbell.rung.clear()
     turn(messages[0])
@@ -218,8 +218,8 @@ def test_what_happens_to_the_mailbox_meanwhile_ends_its_turn(
     act: Callable[[AgentEmailAccount], None],
     reason: str,
 ) -> None:
-    assert delivery.READ_AGAIN_AFTER <= 1
-    monkeypatch.setattr(delivery, "READ_AGAIN_AFTER", -1)
+    assert account_turn.READ_AGAIN_AFTER <= 1
+    monkeypatch.setattr(account_turn, "READ_AGAIN_AFTER", -1)
     messages = several(4)
     after_first_send(monkeypatch, lambda: act(AgentEmailAccount.objects.get()))
     turn(messages[0])
@@ -341,7 +341,7 @@ def test_a_worker_lost_between_parts_loses_and_doubles_nobody(
     if until != "claim":
         assert narrow(work, ALL[:2])
     if until == "mark":
-        Lease(work, delivery.Provider.SMTP).mark()
+        Lease(work, Provider.SMTP).mark()
     message.attempts.update(due_at=timezone.now() - timedelta(seconds=1))
     assert dispatch_round().rescued == 1
     if settled_as:
@@ -493,8 +493,8 @@ def test_several_servers_that_cannot_be_reached_in_a_row_are_left_alone(
     account: AgentEmailAccount, smtp_server: ScriptedSmtpServer
 ) -> None:
     smtp_server.faults.drops.add("EHLO")
-    messages = several(delivery.FAILURES_OF_A_HOST + 2)
-    for number in range(delivery.FAILURES_OF_A_HOST):
+    messages = several(account_turn.FAILURES_OF_A_HOST + 2)
+    for number in range(account_turn.FAILURES_OF_A_HOST):
         assert not MailHost.objects.exists()
         turn(messages[number])
     assert MailHost.objects.get().name == account.smtp_server_name
@@ -551,7 +551,7 @@ def test_a_mail_for_more_than_is_left_waits_and_does_not_keep_its_thread(
     doorbell: RecordingDoorbell,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(delivery, "LONGEST_TURN", 0.5)
+    monkeypatch.setattr(turns, "LONGEST_TURN", 0.5)
     AgentEmailAccount.objects.update(per_minute=10)
     send(*[f"to{number}@rcpt.example" for number in range(8)])
     message = send(*[f"to{number}@rcpt.example" for number in range(5)])

@@ -1,0 +1,279 @@
+"""The part of a turn that goes through the account's own server: mail after mail, within its limits.
+
+Begins where neither the account nor its server is to be left alone, and ends where the next mail would end
+as the last one did, where the limits are reached, or where others have waited long enough. Connections are
+kept by the transport, places at the limiter by `admit`, holds by `hold`.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+
+from django.utils import timezone
+
+from gobii_email import wiring
+from gobii_email.conf import config
+from gobii_email.domain.classification import AccountState, Scope
+from gobii_email.domain.judgement import judge
+from gobii_email.domain.lifecycle import Provider
+from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome
+from gobii_email.domain.quotas import Limits
+from gobii_email.domain.smtp_replies import Stage
+from gobii_email.encryption import SecretUnreadable
+from gobii_email.models import AgentEmailAccount
+from gobii_email.models.queue import Work, narrow
+from gobii_email.ports import Entered, Hint, LimiterUnavailable, Reuse, Sender, SmtpServer, Wait
+from gobii_email.services import allow, hold
+from gobii_email.services.admit import Place, scopes_of
+from gobii_email.services.lease import Lease, keeper
+from gobii_email.services.recall import origins
+from gobii_email.services.record import release_connection
+from gobii_email.services.select import obstacle_of_the_moment
+from gobii_email.services.send import longest_send, send_by_account
+from gobii_email.services.share import newcomers, shares
+from gobii_email.services.turn import Turn
+from gobii_email.services.wait import wait
+
+MOST_A_TURN = 200
+"""Mails after which a turn goes to the back of the line."""
+FAIR_TURN, FAIR_SECONDS = 20, 2.0
+"""Mails and seconds after which it does so where somebody waits for the thread."""
+QUICK = 0.02
+"""Seconds a mail takes at a server so near that the turn is in the way of others, and not its server."""
+FAILURES_OF_A_HOST = 3
+"""Connections in a row, whoever's, after which a server that cannot be reached is left alone."""
+READ_AGAIN_AFTER = 1.0
+"""Seconds after which a turn reads the account again."""
+
+
+class AccountTurn:
+    """Takes what is due in the lane of `turn` to the server of `account`."""
+
+    def __init__(self, turn: Turn, account: AgentEmailAccount) -> None:
+        self.turn = turn
+        self.account = account
+        self.host = account.smtp_server_name
+        self.limits: Limits
+        self.place: Place
+        self.is_probe = False
+        self.sender: Sender | None = None
+        self.obstacle: Wait | None = None
+        self.was_accepted = self.has_called_for_help = False
+        self.is_quick = True
+        self.count = 0
+        self.read_at = time.monotonic()
+
+    def run(self) -> None:
+        now = timezone.now()
+        if not self._may_begin(now):
+            return
+        try:
+            self._run_within_limits(now)
+        except LimiterUnavailable:
+            reason = "The rate counters (Redis) do not answer, and nothing is sent without them."
+            self._wait("limiter_away", reason, now + config().breaker_pause, now)
+
+    def _may_begin(self, now: datetime) -> bool:
+        """Reads what is in force now; False when the account or its server is to be left alone."""
+        origin = self.turn.origin
+        obstacle = obstacle_of_the_moment(self.account, origin, now)
+        if obstacle is not None:
+            until = origin.host_backoff_until if obstacle.code == "host_backoff" else self.account.state_until
+            self._wait(obstacle.code, obstacle.reason, until, now)
+            if obstacle.code in set(AccountState):
+                hold.wake_if_free(origin.endpoint_id, now)
+            return False
+        was_left_alone = origin.host_backoff_until is not None
+        self.is_probe = was_left_alone or self.account.state != AccountState.ACTIVE
+        self.limits = allow.limits_in_force(self.account, now)
+        scopes = scopes_of(self.account, now, is_probe=self.is_probe, is_host_probe=was_left_alone)
+        self.place = Place(self.turn.name, scopes)
+        release_connection()
+        return True
+
+    def _wait(self, code: str, reason: str, until: datetime | None, now: datetime) -> None:
+        wait(self.turn.origin.endpoint_id, code, reason, until, now)
+        release_connection()
+        self.turn.postpone()
+
+    def _wait_for_limit(self, found: Wait, now: datetime) -> None:
+        if found.is_full:
+            # Whoever leaves rings again; this is for the case that its worker is dead.
+            wait(self.turn.origin.endpoint_id, "", "", found.until, now, tells=False)
+            release_connection()
+            self.turn.postpone()
+            return
+        self._wait("rate_limit", found.reason, found.until, now)
+
+    def _run_within_limits(self, now: datetime) -> None:
+        kept = self.turn.kept
+        entered = self.place.enter(kept.length)
+        if isinstance(entered, Wait):
+            self._wait_for_limit(entered, now)
+            return
+        kept.scopes = self.place.scopes
+        kept.touch(longest_send(0))
+        keeper.keep(kept)
+        try:
+            self._work(entered)
+        finally:
+            try:
+                self.turn.flush(Provider.SMTP)
+            finally:
+                if self.sender is not None:
+                    self.sender.close()
+                keeper.let_go(kept)
+                self.turn.has_more |= self.place.leave()
+
+    # Batches
+
+    def _work(self, entered: Entered) -> None:
+        turn = self.turn
+        while not turn.is_over:
+            works = turn.claim(1 if self.is_probe else entered.room)
+            if not works and not turn.has_more:
+                return
+            self._call_for_help(entered)
+            self._send_batch(works)
+            self.place.settle()
+            if self.obstacle is not None:
+                turn.flush(Provider.SMTP)
+                self._wait_for_limit(self.obstacle, timezone.now())
+                return
+            if turn.is_over or not turn.has_more or self._must_stop():
+                return
+            again = self.place.room()
+            if isinstance(again, Wait):
+                turn.flush(Provider.SMTP)
+                self._wait_for_limit(again, timezone.now())
+                return
+            entered = again
+
+    def _call_for_help(self, entered: Entered) -> None:
+        """There is more than one turn can do, and the account may have another one: rings for it."""
+        connections = self.place.scopes[0].connections
+        has_place = connections is None or entered.lanes < connections
+        if self.turn.has_more and has_place and not (self.has_called_for_help or self.is_probe):
+            self.has_called_for_help = True
+            wiring.doorbell().ring([Hint(self.turn.attempt_id, self.turn.lane)], once=True)
+
+    def _send_batch(self, works: Sequence[Work]) -> None:
+        """Sends as many as may go now; the others, whatever ends it, go back to the queue."""
+        asked = [work.addresses[: self.limits.most_recipients] for work in works]
+        begun = 0
+        try:
+            granted = self._admitted([len(addresses) for addresses in asked])
+            for work in works[:granted]:
+                if self.turn.is_over or (begun and self._must_stop()):
+                    break
+                begun += 1
+                self._send(work, asked[begun - 1])
+            self.place.give_back(sum(map(len, asked[begun:granted])))
+        finally:
+            self.turn.release(works[begun:])
+
+    def _admitted(self, costs: Sequence[int]) -> int:
+        admission = self.place.admit(costs)
+        if admission.granted == 0:
+            # There may be room for a smaller mail, but the first in line is not passed by.
+            self.obstacle = admission.wait
+        return admission.granted
+
+    def _must_stop(self) -> bool:
+        """Whether the turn ends after the mail before, for whatever reason."""
+        turn = self.turn
+        is_long = self.count >= FAIR_TURN or turn.seconds > FAIR_SECONDS
+        if (
+            turn.is_out_of_time
+            or self.is_probe
+            or self.count >= MOST_A_TURN
+            or (is_long and shares.is_anybody_waiting())
+        ):
+            turn.is_over = True
+        elif time.monotonic() - self.read_at > READ_AGAIN_AFTER:
+            self._read_again()
+        return turn.is_over
+
+    def _read_again(self) -> None:
+        """An account that was paused, changed or removed meanwhile ends the turn; the next one sees why."""
+        self.read_at = time.monotonic()
+        origin = origins.of(self.turn.lane, self.turn.attempt_id)
+        before = self.turn.origin
+        if origin is None or not origin.is_as(before):
+            self.turn.is_over = self.turn.has_more = True
+
+    # One mail
+
+    def _send(self, work: Work, addresses: Sequence[str]) -> None:
+        turn = self.turn
+        turn.kept.touch(longest_send(work.size))
+        self.count += 1
+        if self.count == 1:
+            with newcomers.first_mail(turn.lane):
+                outcome = self._outcome(work, addresses)
+        else:
+            if self.is_quick:
+                newcomers.give_way(turn.lane)
+            shares.begin(self.host, turn.name)
+            outcome = self._outcome(work, addresses)
+        self.is_quick = shares.done(self.host, turn.name) < QUICK
+        self.place.count(outcome, len(addresses))
+        is_part = len(addresses) < len(work.addresses)
+        turn.settle(work, outcome, Provider.SMTP, is_part=is_part)
+        turn.has_more |= is_part
+        self._go_on_after(outcome, addresses)
+
+    def _outcome(self, work: Work, addresses: Sequence[str]) -> Outcome:
+        try:
+            server = self._server()
+        except SecretUnreadable as problem:
+            return Lost(Stage.AUTH, Cause.SECRET_UNREADABLE, str(problem))
+        assert self.sender is not None
+        if len(addresses) < len(work.addresses) and not narrow(work, addresses):
+            return Lost(Stage.CONNECT, Cause.LEASE_LOST, "This attempt had been taken over.")
+        return send_by_account(work, addresses, server, self.sender, Lease(work, Provider.SMTP))
+
+    def _server(self) -> SmtpServer:
+        """The account's server, with its secret opened once a turn."""
+        if self.sender is None:
+            self.server = self.account.smtp_server()
+            self.sender = wiring.smtp_transport().open(self.server, self._reuse())
+        return self.server
+
+    def _reuse(self) -> Reuse:
+        return Reuse(
+            key=f"{self.account.endpoint_id}:{self.account.smtp_fingerprint()}",
+            messages=self.limits.messages_per_connection,
+            idle=self.limits.pool_ttl,
+            connections=self.limits.connections,
+        )
+
+    def _go_on_after(self, outcome: Outcome, addresses: Sequence[str]) -> None:
+        """Ends the turn where the next mail would end likewise; what was learned is in the rows by now."""
+        if isinstance(outcome, Accepted):
+            self._note_success()
+            if not outcome.refused:
+                return
+        judgement = judge(outcome, addresses)
+        is_its_own = isinstance(outcome, Accepted) or judgement.reading.scope in {
+            Scope.RECIPIENT,
+            Scope.MESSAGE,
+        }
+        if is_its_own and judgement.hold is None:
+            return
+        self.turn.is_over = self.turn.has_more = True
+        if not isinstance(outcome, Lost) or judgement.reading.scope is not Scope.HOST:
+            return
+        if shares.unwell(self.host) >= FAILURES_OF_A_HOST:
+            hold.leave_host_alone(self.host, outcome.text, timezone.now())
+            origins.forget(self.turn.lane)
+            release_connection()
+
+    def _note_success(self) -> None:
+        """Once a turn."""
+        if not self.was_accepted:
+            self.was_accepted = True
+            shares.well(self.host)
+            if hold.note_success(self.account, self.turn.origin, timezone.now()):
+                origins.forget(self.turn.lane)
+            release_connection()
