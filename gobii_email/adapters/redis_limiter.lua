@@ -357,6 +357,20 @@ local function entered(scopes)
   return { 'entered', room_in(scopes), scopes[1] and lanes_at_work(scopes[1]) or 1 }
 end
 
+-- The scopes of a lane that is in already, tidied, or nil and the answer that some are forgotten.
+local function scopes_at_work()
+  local missing = forgotten(request.scopes)
+  if missing then
+    return nil, missing
+  end
+  local scopes = known(request.scopes)
+  for _, scope in ipairs(scopes) do
+    tidy(scope)
+    stay_in(scope, request.lane)
+  end
+  return scopes
+end
+
 local methods = {}
 
 function methods.enter()
@@ -382,27 +396,17 @@ function methods.enter()
 end
 
 function methods.room()
-  local missing = forgotten(request.scopes)
+  local scopes, missing = scopes_at_work()
   if missing then
     return missing
-  end
-  local scopes = known(request.scopes)
-  for _, scope in ipairs(scopes) do
-    tidy(scope)
-    stay_in(scope, request.lane)
   end
   return wait_for(scopes, request.lane, 1, false) or entered(scopes)
 end
 
 function methods.admit()
-  local missing = forgotten(request.scopes)
+  local scopes, missing = scopes_at_work()
   if missing then
     return missing
-  end
-  local scopes = known(request.scopes)
-  for _, scope in ipairs(scopes) do
-    tidy(scope)
-    stay_in(scope, request.lane)
   end
   local room = room_in(scopes)
   local granted, sum = 0, 0
