@@ -1,6 +1,6 @@
 """Loopback servers, a certificate authority that is trusted for one run, and a caller that takes notes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from ipaddress import ip_network
@@ -12,14 +12,17 @@ from gobii_email.adapters.dialer import DialPolicy
 from gobii_email.adapters.smtp import Deadlines, SmtpTransport
 from gobii_email.domain.secret import Secret
 from gobii_email.domain.smtp_replies import Stage
-from gobii_email.ports import Auth, Envelope, LeaseLost, Security, SmtpServer
+from gobii_email.ports import Auth, Envelope, LeaseLost, Reuse, Security, SmtpServer
 from gobii_email.testing.certificates import ThrowAwayAuthority
+from gobii_email.testing.smtp_server import ScriptedSmtpServer
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 MESSAGE = (
     b"From: a@sender.example\r\nTo: b@rcpt.example\r\nSubject: hello\r\n\r\n.dotted line\r\nlast line\r\n"
 )
 PASSWORD = "pässwörd-S3cret"
+USERS = {"anna": PASSWORD, "berta": "pw-of-berta", "clara": "pw-of-clara"}
+MANY = Reuse("key", 100)
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +35,13 @@ def authority(one_authority: ThrowAwayAuthority, monkeypatch: pytest.MonkeyPatch
     """Trusted, beside the system's own, while the test lasts."""
     monkeypatch.setenv("SSL_CERT_FILE", str(one_authority.ca_file))
     return one_authority
+
+
+@pytest.fixture
+def server(authority: ThrowAwayAuthority) -> Iterator[ScriptedSmtpServer]:
+    """A submission server behind STARTTLS that knows USERS and takes everything; `faults` are the test's."""
+    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as running:
+        yield running
 
 
 def loopback_policy(port: int) -> DialPolicy:
@@ -79,6 +89,11 @@ def account(
     password: str = PASSWORD,
 ) -> SmtpServer:
     return SmtpServer(host, port, security, auth, username, None if auth is Auth.NONE else Secret(password))
+
+
+def in_the_clear(port: int) -> SmtpServer:
+    """For a test that is about neither TLS nor a login."""
+    return account(port, security=Security.NONE, auth=Auth.NONE)
 
 
 def envelope(*recipients: str, sender: str = "a@sender.example") -> Envelope:

@@ -10,12 +10,19 @@ from gobii_email.adapters.smtp_session import SmtpSession
 from gobii_email.adapters.smtp_submission import COMMANDS_AT_ONCE
 from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused
 from gobii_email.domain.smtp_replies import Stage
-from gobii_email.ports import Auth, Reuse, Security, Sender
-from gobii_email.testing.certificates import ThrowAwayAuthority
+from gobii_email.ports import Sender
 from gobii_email.testing.smtp_server import Faults, RawServer, Script, ScriptedSmtpServer
-from tests.adapters.conftest import MESSAGE, PASSWORD, Notes, account, envelope, quick_deadlines, transport_to
+from tests.adapters.conftest import (
+    MANY,
+    MESSAGE,
+    Notes,
+    account,
+    envelope,
+    in_the_clear,
+    quick_deadlines,
+    transport_to,
+)
 
-MANY = Reuse("key", 100)
 OFFERS = {"in one go": b"250-hi\r\n250 PIPELINING\r\n", "in turn": b"250 hi\r\n"}
 OK, NO, GONE, GO_ON = b"250 ok\r\n", b"550 5.7.1 no\r\n", b"421 4.3.2 closing\r\n", b"354 go on\r\n"
 
@@ -69,8 +76,7 @@ class Relay:
 
 
 def sender_to(server: RawServer | ScriptedSmtpServer, seconds: float = 5) -> Sender:
-    target = account(server.port, security=Security.NONE, auth=Auth.NONE)
-    return transport_to(server.port, quick_deadlines(seconds)).open(target, MANY)
+    return transport_to(server.port, quick_deadlines(seconds)).open(in_the_clear(server.port), MANY)
 
 
 def play(offer: str, answers: dict[bytes, list[bytes]], **options: bool) -> tuple[Outcome, Outcome, Relay]:
@@ -240,16 +246,14 @@ def test_nothing_of_the_dot_is_written_before_the_mark() -> None:
 @pytest.mark.parametrize("pipelining", [True, False])
 @pytest.mark.parametrize("count", [COMMANDS_AT_ONCE - 2, COMMANDS_AT_ONCE - 1, 500])
 def test_hundreds_of_recipients_go_in_groups(
-    authority: ThrowAwayAuthority, count: int, pipelining: bool
+    server: ScriptedSmtpServer, count: int, pipelining: bool
 ) -> None:
     many = [f"r{number}@rcpt.example" for number in range(count)]
-    faults = Faults(always={many[0]: "550 5.1.1 No", many[-1]: "452 4.2.2 Full"})
-    with ScriptedSmtpServer(
-        tls=authority.good(), users={"anna": PASSWORD}, faults=faults, offers_pipelining=pipelining
-    ) as server:
-        sender = transport_to(server.port, quick_deadlines(20)).open(account(server.port), MANY)
-        outcomes = [sender.send(envelope(*many), b"", MESSAGE, Notes()) for _ in range(2)]
-        sender.close()
+    server.faults = Faults(always={many[0]: "550 5.1.1 No", many[-1]: "452 4.2.2 Full"})
+    server.offers_pipelining = pipelining
+    sender = transport_to(server.port, quick_deadlines(20)).open(account(server.port), MANY)
+    outcomes = [sender.send(envelope(*many), b"", MESSAGE, Notes()) for _ in range(2)]
+    sender.close()
     for outcome, message in zip(outcomes, server.messages, strict=True):
         assert isinstance(outcome, Accepted), outcome
         assert {address: reply.code for address, reply in outcome.refused.items()} == {

@@ -14,21 +14,22 @@ from gobii_email.adapters.smtp import SmtpTransport
 from gobii_email.adapters.smtp_dialogue import Dialogue
 from gobii_email.adapters.smtp_pool import SmtpPool
 from gobii_email.domain.outcomes import Accepted
-from gobii_email.ports import Auth, Reuse, Security, SmtpServer
+from gobii_email.ports import Auth, Reuse, SmtpServer
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 from tests.adapters.conftest import (
     MESSAGE,
     PASSWORD,
+    USERS,
     Notes,
     account,
     envelope,
+    in_the_clear,
     loopback_policy,
     quick_deadlines,
     transport_to,
 )
 
-USERS = {"anna": PASSWORD, "berta": "pw-of-berta", "clara": "pw-of-clara"}
 WAITING = Reuse("anna", 100, timedelta(seconds=60), 2)
 
 
@@ -67,7 +68,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def target(server: ScriptedSmtpServer) -> SmtpServer:
-    return account(server.port, security=Security.NONE, auth=Auth.NONE)
+    return in_the_clear(server.port)
 
 
 def turn(transport: SmtpTransport, server: SmtpServer, reuse: Reuse = WAITING, messages: int = 1) -> None:

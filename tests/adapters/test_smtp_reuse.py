@@ -7,25 +7,23 @@ from datetime import timedelta
 
 import pytest
 
-from gobii_email.adapters.smtp import SmtpTransport
 from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused
 from gobii_email.domain.smtp_replies import Stage
-from gobii_email.ports import Auth, Reuse, Security, Sender
+from gobii_email.ports import Reuse, Sender
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.smtp_server import Faults, RawServer, Script, ScriptedSmtpServer
 from tests.adapters.conftest import (
+    MANY,
     MESSAGE,
-    PASSWORD,
+    USERS,
     Notes,
     account,
     envelope,
-    loopback_policy,
+    in_the_clear,
     quick_deadlines,
     transport_to,
 )
 
-USERS = {"anna": PASSWORD, "berta": "pw-of-berta", "clara": "pw-of-clara"}
-MANY = Reuse("key", 100)
 # Longer than any server here is waited for, and twice as long as a busy machine may take.
 PLAY_SECONDS = 30
 
@@ -38,6 +36,10 @@ def server(request: pytest.FixtureRequest, authority: ThrowAwayAuthority) -> Ite
 
 def sender_to(server: ScriptedSmtpServer, reuse: Reuse = MANY) -> Sender:
     return transport_to(server.port).open(account(server.port), reuse)
+
+
+def clear_sender_to(server: RawServer) -> Sender:
+    return transport_to(server.port).open(in_the_clear(server.port), MANY)
 
 
 def send(sender: Sender, notes: Notes | None = None) -> Outcome:
@@ -235,8 +237,7 @@ STALE: dict[str, Play] = {
 def test_a_stale_connection_costs_one_silent_reconnect(name: str) -> None:
     with RawServer(_then(STALE[name])) as server:
         deadlines = replace(quick_deadlines(PLAY_SECONDS), reset=timedelta(seconds=0.3))
-        transport = SmtpTransport(loopback_policy(server.port), deadlines)
-        sender = transport.open(account(server.port, security=Security.NONE, auth=Auth.NONE), MANY)
+        sender = transport_to(server.port, deadlines).open(in_the_clear(server.port), MANY)
         first, notes = send(sender), Notes()
         server.scripts[0].wait(0.05)
         began = time.monotonic()
@@ -254,8 +255,7 @@ def test_the_second_reconnect_is_a_failure_that_is_told() -> None:
             _one_message(it)
 
     with RawServer(play) as server:
-        target = account(server.port, security=Security.NONE, auth=Auth.NONE)
-        sender = transport_to(server.port).open(target, MANY)
+        sender = clear_sender_to(server)
         first, second = send(sender), send(sender)
         assert len(server.scripts) == 2
     assert isinstance(first, Accepted)
@@ -273,8 +273,7 @@ def test_the_second_reconnect_is_a_failure_that_is_told() -> None:
 )
 def test_what_was_taken_in_part_is_not_begun_again_in_silence(answers: bytes, stage: Stage) -> None:
     with RawServer(_then(_after_reset(answers))) as server:
-        target = account(server.port, security=Security.NONE, auth=Auth.NONE)
-        sender = transport_to(server.port).open(target, MANY)
+        sender = clear_sender_to(server)
         first, second = send(sender), send(sender)
         assert len(server.scripts) == 1
     assert isinstance(first, Accepted)
@@ -290,8 +289,7 @@ def test_a_server_that_answered_unasked_is_not_used_on() -> None:
             it.answer(b"250 ok")
 
     with RawServer(play) as server:
-        target = account(server.port, security=Security.NONE, auth=Auth.NONE)
-        sender = transport_to(server.port).open(target, MANY)
+        sender = clear_sender_to(server)
         outcomes = [send(sender), send(sender)]
         assert len(server.scripts) == 2
     assert all(isinstance(outcome, Refused) and outcome.stage is Stage.RCPT for outcome in outcomes)
@@ -299,8 +297,7 @@ def test_a_server_that_answered_unasked_is_not_used_on() -> None:
 
 def test_a_lease_lost_on_a_stale_connection_dials_no_more() -> None:
     with RawServer(_then(lambda it: None)) as server:
-        target = account(server.port, security=Security.NONE, auth=Auth.NONE)
-        sender = transport_to(server.port).open(target, MANY)
+        sender = clear_sender_to(server)
         send(sender)
         lost = send(sender, Notes(lose_at="mail"))
         assert len(server.scripts) == 1
@@ -310,8 +307,7 @@ def test_a_lease_lost_on_a_stale_connection_dials_no_more() -> None:
 def test_leave_is_taken_of_those_that_waited() -> None:
     with RawServer(_then(Script.hear)) as server:
         transport = transport_to(server.port)
-        target = account(server.port, security=Security.NONE, auth=Auth.NONE)
-        sender = transport.open(target, replace(MANY, idle=timedelta(seconds=60)))
+        sender = transport.open(in_the_clear(server.port), replace(MANY, idle=timedelta(seconds=60)))
         send(sender)
         sender.close()
         assert not server.heard.endswith(b"QUIT\r\n")
@@ -321,8 +317,8 @@ def test_leave_is_taken_of_those_that_waited() -> None:
 
 def test_leave_is_taken_without_waiting_for_the_answer() -> None:
     with RawServer(_then(Script.hear)) as server:
-        target = account(server.port, security=Security.NONE, auth=Auth.NONE)
-        sender = SmtpTransport(loopback_policy(server.port), quick_deadlines(5, quit=30)).open(target, MANY)
+        transport = transport_to(server.port, quick_deadlines(5, quit=30))
+        sender = transport.open(in_the_clear(server.port), MANY)
         send(sender)
         sender.close()
         sender.close()

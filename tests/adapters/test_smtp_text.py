@@ -7,9 +7,9 @@ import pytest
 from gobii_email.adapters import smtp_text
 from gobii_email.adapters.smtp_text import JOINED_BYTES, Text
 from gobii_email.domain.outcomes import Accepted
-from gobii_email.ports import Auth, Reuse, Security
+from gobii_email.ports import Reuse
 from gobii_email.testing.smtp_server import RawServer, Script
-from tests.adapters.conftest import Notes, account, envelope, quick_deadlines, transport_to
+from tests.adapters.conftest import Notes, envelope, in_the_clear, quick_deadlines, transport_to
 
 HEADER = b"X-Attempt: 1\r\n"
 
@@ -103,8 +103,7 @@ def test_a_message_of_20_megabytes_is_not_copied_whole(line: bytes, end: bytes, 
         it.hang()
 
     with RawServer(take) as server:
-        target = account(server.port, security=Security.NONE, auth=Auth.NONE)
-        sender = transport_to(server.port, quick_deadlines(60)).open(target, Reuse())
+        sender = transport_to(server.port, quick_deadlines(60)).open(in_the_clear(server.port), Reuse())
         tracemalloc.start()
         outcome = sender.send(envelope(), HEADER, message, Notes())
         peak = tracemalloc.get_traced_memory()[1]

@@ -18,14 +18,14 @@ from gobii_email.testing.smtp_server import Faults, RawServer, Script, ScriptedS
 from tests.adapters.conftest import (
     MESSAGE,
     PASSWORD,
+    USERS,
     Notes,
     account,
     envelope,
+    in_the_clear,
     quick_deadlines,
     transport_to,
 )
-
-USERS = {"anna": PASSWORD}
 
 
 @pytest.mark.parametrize("auth", [Auth.PLAIN, Auth.LOGIN, Auth.OAUTH2])
@@ -51,11 +51,10 @@ def test_a_message_arrives_byte_for_byte_by_every_security_and_login(
     assert {"connect", "ehlo", "auth", "mail", "rcpt", "data", "dot"} <= set(outcome.facts.stage_ms)
 
 
-def test_a_sender_writes_the_attempts_own_header_before_the_message(authority: ThrowAwayAuthority) -> None:
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
-        sender = transport_to(server.port).open(account(server.port), Reuse())
-        outcomes = [sender.send(envelope(), b"X-Attempt: %d\r\n" % n, MESSAGE, Notes()) for n in (1, 2)]
-        sender.close()
+def test_a_sender_writes_the_attempts_own_header_before_the_message(server: ScriptedSmtpServer) -> None:
+    sender = transport_to(server.port).open(account(server.port), Reuse())
+    outcomes = [sender.send(envelope(), b"X-Attempt: %d\r\n" % n, MESSAGE, Notes()) for n in (1, 2)]
+    sender.close()
     assert all(isinstance(outcome, Accepted) for outcome in outcomes), outcomes
     assert [message.content for message in server.messages] == [
         b"X-Attempt: 1\r\n" + MESSAGE,
@@ -72,12 +71,11 @@ def test_an_account_without_a_login_sends_without_one(authority: ThrowAwayAuthor
     assert server.logins == []
 
 
-def test_the_caller_is_told_each_stage_once_and_marks_before_the_dot(authority: ThrowAwayAuthority) -> None:
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
-        notes = Notes(on_mark=lambda: notes.told.append(f"seen {len(server.messages)}"))
-        transport_to(server.port).send(
-            account(server.port), envelope("b@r.example", "c@r.example"), MESSAGE, notes
-        )
+def test_the_caller_is_told_each_stage_once_and_marks_before_the_dot(server: ScriptedSmtpServer) -> None:
+    notes = Notes(on_mark=lambda: notes.told.append(f"seen {len(server.messages)}"))
+    transport_to(server.port).send(
+        account(server.port), envelope("b@r.example", "c@r.example"), MESSAGE, notes
+    )
     assert notes.told == [
         *("connect", "ehlo", "tls", "ehlo", "auth", "mail", "rcpt", "data"),
         *("seen 0", "mark"),
@@ -85,11 +83,10 @@ def test_the_caller_is_told_each_stage_once_and_marks_before_the_dot(authority: 
 
 
 def test_the_server_is_told_the_size_the_envelope_id_and_the_wish_for_bounces(
-    authority: ThrowAwayAuthority,
+    server: ScriptedSmtpServer,
 ) -> None:
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
-        odd = Envelope("a@sender.example", ("b+c=d@rcpt.example",), "id+1=2")
-        transport_to(server.port).send(account(server.port), odd, MESSAGE, Notes())
+    odd = Envelope("a@sender.example", ("b+c=d@rcpt.example",), "id+1=2")
+    transport_to(server.port).send(account(server.port), odd, MESSAGE, Notes())
     (message,) = server.messages
     assert message.mail_parameters == (f"SIZE={len(MESSAGE)}", "RET=HDRS", "ENVID=id+2B1+3D2")
     assert message.rcpt_parameters == {
@@ -98,13 +95,12 @@ def test_the_server_is_told_the_size_the_envelope_id_and_the_wish_for_bounces(
 
 
 def test_eight_bit_and_international_addresses_are_announced_only_when_needed(
-    authority: ThrowAwayAuthority,
+    server: ScriptedSmtpServer,
 ) -> None:
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
-        text = MESSAGE.replace(b"last", "lääst".encode())
-        outcome = transport_to(server.port).send(
-            account(server.port), envelope("jürgen@rcpt.example"), text, Notes()
-        )
+    text = MESSAGE.replace(b"last", "lääst".encode())
+    outcome = transport_to(server.port).send(
+        account(server.port), envelope("jürgen@rcpt.example"), text, Notes()
+    )
     assert isinstance(outcome, Accepted), outcome
     assert server.messages[0].mail_parameters[1:3] == ("BODY=8BITMIME", "SMTPUTF8")
     assert server.messages[0].recipients == ("jürgen@rcpt.example",)
@@ -127,13 +123,12 @@ def test_a_message_beyond_the_announced_size_is_not_even_offered(authority: Thro
     assert "50 bytes" in outcome.text
 
 
-def test_only_the_refused_recipient_is_refused(authority: ThrowAwayAuthority) -> None:
-    faults = Faults(
+def test_only_the_refused_recipient_is_refused(server: ScriptedSmtpServer) -> None:
+    server.faults = Faults(
         always={"gone@r.example": "550 5.1.1 No such user"}, recipients={"full@r.example": ["452 4.2.2 Full"]}
     )
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS, faults=faults) as server:
-        three = envelope("gone@r.example", "full@r.example", "here@r.example")
-        outcome = transport_to(server.port).send(account(server.port), three, MESSAGE, Notes())
+    three = envelope("gone@r.example", "full@r.example", "here@r.example")
+    outcome = transport_to(server.port).send(account(server.port), three, MESSAGE, Notes())
     assert isinstance(outcome, Accepted)
     assert {address: str(reply) for address, reply in outcome.refused.items()} == {
         "gone@r.example": "550 5.1.1 No such user",
@@ -142,13 +137,12 @@ def test_only_the_refused_recipient_is_refused(authority: ThrowAwayAuthority) ->
     assert server.messages[0].recipients == ("here@r.example",)
 
 
-def test_when_all_recipients_are_refused_nothing_is_sent(authority: ThrowAwayAuthority) -> None:
-    faults = Faults(always={"x@r.example": "550 5.1.1 No", "y@r.example": "451 4.7.1 Later"})
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS, faults=faults) as server:
-        notes = Notes()
-        outcome = transport_to(server.port).send(
-            account(server.port), envelope("x@r.example", "y@r.example"), MESSAGE, notes
-        )
+def test_when_all_recipients_are_refused_nothing_is_sent(server: ScriptedSmtpServer) -> None:
+    server.faults = Faults(always={"x@r.example": "550 5.1.1 No", "y@r.example": "451 4.7.1 Later"})
+    notes = Notes()
+    outcome = transport_to(server.port).send(
+        account(server.port), envelope("x@r.example", "y@r.example"), MESSAGE, notes
+    )
     assert isinstance(outcome, Refused)
     assert (outcome.stage, outcome.reply.code) == (Stage.RCPT, 451)
     assert {address: reply.code for address, reply in outcome.refused.items()} == {
@@ -159,11 +153,10 @@ def test_when_all_recipients_are_refused_nothing_is_sent(authority: ThrowAwayAut
 
 
 @pytest.mark.parametrize("auth", [Auth.PLAIN, Auth.LOGIN, Auth.OAUTH2])
-def test_a_wrong_password_is_the_servers_no(authority: ThrowAwayAuthority, auth: Auth) -> None:
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
-        outcome = transport_to(server.port).send(
-            account(server.port, auth=auth, password="wröng"), envelope(), MESSAGE, Notes()
-        )
+def test_a_wrong_password_is_the_servers_no(server: ScriptedSmtpServer, auth: Auth) -> None:
+    outcome = transport_to(server.port).send(
+        account(server.port, auth=auth, password="wröng"), envelope(), MESSAGE, Notes()
+    )
     assert isinstance(outcome, Refused)
     assert (outcome.stage, outcome.reply.code, outcome.reply.enhanced) == (Stage.AUTH, 535, "5.7.8")
     assert server.messages == []
@@ -204,14 +197,13 @@ def test_a_lost_lease_leaves_the_message_unfinished(authority: ThrowAwayAuthorit
     assert server.messages == []
 
 
-def test_a_failing_mark_closes_the_connection_undotted(authority: ThrowAwayAuthority) -> None:
+def test_a_failing_mark_closes_the_connection_undotted(server: ScriptedSmtpServer) -> None:
     def fail() -> None:
         raise RuntimeError("the database is gone")
 
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
-        with pytest.raises(RuntimeError, match="database"):
-            transport_to(server.port).send(account(server.port), envelope(), MESSAGE, Notes(on_mark=fail))
-        assert server.messages == []
+    with pytest.raises(RuntimeError, match="database"):
+        transport_to(server.port).send(account(server.port), envelope(), MESSAGE, Notes(on_mark=fail))
+    assert server.messages == []
 
 
 def test_a_reply_lost_after_the_dot_is_marked_and_the_journal_knows_better(
@@ -229,17 +221,15 @@ def test_a_reply_lost_after_the_dot_is_marked_and_the_journal_knows_better(
     assert (json.loads(line)["attempt_id"], json.loads(line)["recipients"]) == ("42", ["b@rcpt.example"])
 
 
-def test_a_fault_strikes_as_often_as_it_is_set_to(authority: ThrowAwayAuthority) -> None:
-    faults = Faults(
+def test_a_fault_strikes_as_often_as_it_is_set_to(server: ScriptedSmtpServer) -> None:
+    server.faults = Faults(
         replies={"DOT": "451 4.3.0 Try again"},
         delays={"AFTER_DOT": timedelta(seconds=0.2)},
         times={"DOT": 1},
     )
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS, faults=faults) as server:
-        outcomes = [
-            transport_to(server.port).send(account(server.port), envelope(), MESSAGE, Notes())
-            for _ in range(2)
-        ]
+    outcomes = [
+        transport_to(server.port).send(account(server.port), envelope(), MESSAGE, Notes()) for _ in range(2)
+    ]
     first, second = outcomes
     assert isinstance(first, Refused) and (first.stage, first.reply.code) == (Stage.DOT, 451)
     assert isinstance(second, Accepted) and second.facts.stage_ms["dot"] >= 200
@@ -247,9 +237,8 @@ def test_a_fault_strikes_as_often_as_it_is_set_to(authority: ThrowAwayAuthority)
     assert server.connections == 2
 
 
-def test_the_machines_name_stays_at_home(authority: ThrowAwayAuthority) -> None:
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
-        transport_to(server.port).send(account(server.port), envelope(), MESSAGE, Notes())
+def test_the_machines_name_stays_at_home(server: ScriptedSmtpServer) -> None:
+    transport_to(server.port).send(account(server.port), envelope(), MESSAGE, Notes())
     assert set(server.ehlo_names) == {"[127.0.0.1]"}
 
 
@@ -372,12 +361,11 @@ def test_the_wire_form_ends_its_last_line() -> None:
     assert wire_form(b"a\r\n") == b"a\r\n"
 
 
-def test_a_large_message_with_dots_everywhere_arrives_whole(authority: ThrowAwayAuthority) -> None:
+def test_a_large_message_with_dots_everywhere_arrives_whole(server: ScriptedSmtpServer) -> None:
     large = b"Subject: x\r\n\r\n" + b"..\r\n.\r\n.a\r\n" * 100_000
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
-        outcome = transport_to(server.port, quick_deadlines(20)).send(
-            account(server.port), envelope(), large, Notes()
-        )
+    outcome = transport_to(server.port, quick_deadlines(20)).send(
+        account(server.port), envelope(), large, Notes()
+    )
     assert isinstance(outcome, Accepted), outcome
     assert server.messages[0].content == large
 
@@ -386,11 +374,10 @@ def test_the_body_deadline_grows_with_the_message() -> None:
     assert Deadlines().body_of(6_400_000) == timedelta(seconds=160)
 
 
-def test_a_probe_walks_every_step_and_sends_nothing(authority: ThrowAwayAuthority) -> None:
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
-        probe = transport_to(server.port).probe(
-            account(server.port), "a@sender.example", recipient="b@rcpt.example"
-        )
+def test_a_probe_walks_every_step_and_sends_nothing(server: ScriptedSmtpServer) -> None:
+    probe = transport_to(server.port).probe(
+        account(server.port), "a@sender.example", recipient="b@rcpt.example"
+    )
     assert probe.is_ok
     assert [(step.name, step.status) for step in probe.steps] == [
         (name, "ok")
@@ -400,27 +387,24 @@ def test_a_probe_walks_every_step_and_sends_nothing(authority: ThrowAwayAuthorit
     assert server.messages == [] and server.connections == 1
 
 
-def test_a_probe_says_where_it_failed_and_what_it_did_not_reach(authority: ThrowAwayAuthority) -> None:
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS) as server:
-        probe = transport_to(server.port).probe(account(server.port, password="no"), "a@sender.example")
+def test_a_probe_says_where_it_failed_and_what_it_did_not_reach(server: ScriptedSmtpServer) -> None:
+    probe = transport_to(server.port).probe(account(server.port, password="no"), "a@sender.example")
     assert not probe.is_ok and probe.failure is not None
     assert probe.failure.stage is Stage.AUTH
     assert probe.failure.reply is not None and probe.failure.reply.code == 535
     assert [step.status for step in probe.steps] == ["ok", "ok", "ok", "ok", "fail", "skipped"]
 
 
-def test_a_probe_finds_a_sender_that_the_server_does_not_let_through(authority: ThrowAwayAuthority) -> None:
-    faults = Faults(replies={"MAIL": "553 5.7.1 Sender address rejected: not owned by user"})
-    with ScriptedSmtpServer(tls=authority.good(), users=USERS, faults=faults) as server:
-        probe = transport_to(server.port).probe(account(server.port), "boss@sender.example")
+def test_a_probe_finds_a_sender_that_the_server_does_not_let_through(server: ScriptedSmtpServer) -> None:
+    server.faults = Faults(replies={"MAIL": "553 5.7.1 Sender address rejected: not owned by user"})
+    probe = transport_to(server.port).probe(account(server.port), "boss@sender.example")
     assert probe.failure is not None
     assert (probe.failure.stage, str(probe.failure.reply)[:9]) == (Stage.MAIL, "553 5.7.1")
 
 
 def test_a_probe_names_what_the_settings_leave_out() -> None:
     with ScriptedSmtpServer(security="none") as server:
-        target = account(server.port, security=Security.NONE, auth=Auth.NONE)
-        probe = transport_to(server.port).probe(target, "a@sender.example")
+        probe = transport_to(server.port).probe(in_the_clear(server.port), "a@sender.example")
     assert probe.is_ok
     assert [(step.name, step.status) for step in probe.steps[:6]] == [
         *(("connect", "ok"), ("greeting", "ok"), ("ehlo", "ok"), ("tls", "warn"), ("auth", "skipped")),
