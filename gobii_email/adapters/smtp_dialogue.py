@@ -84,7 +84,8 @@ class Nobody:
 class Dialogue:
     """A connection that carries one message after the other; knows how far it came when it ends.
 
-    `messages` counts those it was used for. `is_at_command` says that the server awaits a command.
+    `messages` counts those it was used for. `is_at_command` says that the server awaits a command,
+    `is_last` that it should get no further message on this connection.
     Without `known`, addresses and certificates are looked up and verified anew, as a test should.
     """
 
@@ -101,6 +102,7 @@ class Dialogue:
         self.deadlines = deadlines
         self.is_open = False
         self.is_at_command = False
+        self.is_last = False
         self.messages = 0
         self._policy = policy
         self._within = within
@@ -135,6 +137,7 @@ class Dialogue:
         return not (
             self.is_open
             and self.is_at_command
+            and not self.is_last
             and not self.session.is_out_of_step
             and self.messages < messages
             and self.age_seconds < MAX_AGE_SECONDS

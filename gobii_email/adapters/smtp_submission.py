@@ -83,6 +83,8 @@ class Submission:
         if stage is Stage.RCPT:
             # An ending in the middle of the recipients is the answer for all without one of their own.
             self._refused = {address: self._refused.get(address, reply) for address in self._recipients}
+        # It may be about the connection: some servers take only so many messages on one.
+        self._dialogue.is_last = self._is_again and stage is Stage.MAIL and reply.code < 500
         if reply.code == 421 or self._session.owed:
             self._dialogue.is_at_command = reply.code != 421 and self._is_heard_out()
         return Refused(stage, reply, self._refused, facts)

@@ -90,6 +90,40 @@ def test_a_refused_message_leaves_the_connection_to_the_next(
     sender.close()
 
 
+@pytest.mark.parametrize(
+    ("command", "reply", "connections"),
+    [
+        ("MAIL", "451 4.7.1 Not now", 2),
+        ("MAIL", "550 5.7.1 No", 1),
+        ("RCPT", "451 4.7.1 Not now", 1),
+        ("DATA", "451 4.7.1 Not now", 1),
+    ],
+)
+def test_a_sender_refused_for_now_is_the_last_on_a_used_connection(
+    server: ScriptedSmtpServer, command: str, reply: str, connections: int
+) -> None:
+    sender, notes = sender_to(server), Notes()
+    assert isinstance(send(sender), Accepted)
+    server.faults = Faults(replies={command: reply}, times={command: 1})
+    refused = send(sender, notes)
+    assert isinstance(refused, Refused) and (refused.stage, str(refused.reply)) == (command.lower(), reply)
+    assert "connect" not in notes.told, "it is not offered again in silence"
+    assert isinstance(send(sender), Accepted)
+    assert server.connections == connections
+    sender.close()
+
+
+def test_a_sender_refused_for_now_on_a_new_connection_leaves_it_to_the_next(
+    server: ScriptedSmtpServer,
+) -> None:
+    server.faults = Faults(replies={"MAIL": "451 4.7.1 Not now"}, times={"MAIL": 1})
+    sender = sender_to(server)
+    refused, accepted = send(sender), send(sender)
+    assert isinstance(refused, Refused) and isinstance(accepted, Accepted)
+    assert server.connections == 1
+    sender.close()
+
+
 @pytest.mark.parametrize("command", ["MAIL", "RCPT", "DATA", "DOT"])
 def test_421_costs_the_next_message_a_new_connection(server: ScriptedSmtpServer, command: str) -> None:
     server.faults = Faults(replies={command: "421 4.3.2 Closing"}, times={command: 1})

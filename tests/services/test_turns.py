@@ -30,7 +30,7 @@ from gobii_email.services.dispatch import dispatch_round
 from gobii_email.services.lease import Lease
 from gobii_email.services.share import Shares
 from gobii_email.testing.processes import free_port
-from gobii_email.testing.smtp_server import ScriptedSmtpServer
+from gobii_email.testing.smtp_server import Faults, ScriptedSmtpServer
 from tests.conftest import RecordingDoorbell, connect, taken
 
 pytestmark = pytest.mark.django_db
@@ -228,6 +228,25 @@ def test_what_happens_to_the_mailbox_meanwhile_ends_its_turn(
     assert reason in waiting_for(messages[1])
     assert len(smtp_server.messages) == 1
     assert messages[1].attempts.get().number == 1
+
+
+def test_a_sender_refused_for_now_on_a_used_connection_concerns_that_mail_alone(
+    account: AgentEmailAccount, smtp_server: ScriptedSmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AgentEmailAccount.objects.update(messages_per_connection=10)
+    messages = several(3)
+    faults = Faults(replies={"MAIL": "451 4.7.1 Not now"}, times={"MAIL": 1})
+    after_first_send(monkeypatch, lambda: setattr(smtp_server, "faults", faults))
+    turn(messages[0])
+    assert statuses(messages) == ["sent", "queued", "sent"]
+    first, second = messages[1].attempts.order_by("number")
+    assert (first.status, first.stage, first.scope) == ("deferred", "mail", "message")
+    assert second.not_before > timezone.now(), "tried again later, like any mail refused for now"
+    assert AgentEmailAccount.objects.get().state == "active"
+    assert smtp_server.connections == 2
+    look_now()
+    turn(messages[1])
+    assert statuses(messages) == ["sent", "sent", "sent"]
 
 
 # Holds that have run out
