@@ -37,6 +37,7 @@ from gobii_email.services.submit import (
     check_recipients,
     check_same,
     freeze,
+    submission,
     submit,
     submitted_under,
 )
@@ -177,7 +178,8 @@ def _check_sender(endpoint: PersistentAgentCommsEndpoint) -> None:
 def _submit_once(drafts: Sequence[Draft], now: datetime) -> list[OutboundMessageAttempt]:
     """Submits the drafts; where another process was faster with a message or key, answers its attempt."""
     try:
-        return submit(drafts, now)
+        with submission(len(drafts)):
+            return submit(drafts, now)
     except IntegrityError:
         if len(drafts) > 1:
             return [attempt for draft in drafts for attempt in _submit_once([draft], now)]

@@ -35,6 +35,11 @@ def secret_key() -> str:
 SECRET_KEY = secret_key()
 
 
+def _prepared_after(text: str) -> int | None:
+    """Uses of a statement after which a connection keeps its plan; "none" for a pooler that keeps none."""
+    return None if text.lower() == "none" else number(text)
+
+
 def database(url: str, *, pool_size: int) -> dict[str, object]:
     """The Django form of a database address: `sqlite:///path` or `postgres://user:password@host:port/name`."""
     parts = urlsplit(url)
@@ -59,6 +64,7 @@ def database(url: str, *, pool_size: int) -> dict[str, object]:
         raise ImproperlyConfigured(f"DATABASE_URL: {parts.scheme!r} is neither sqlite nor postgres")
     options: dict[str, object] = dict(parse_qsl(parts.query))
     host = options.pop("host", None) or unquote(parts.hostname or "")
+    options["prepare_threshold"] = _prepared_after(str(options.get("prepare_threshold", 5)))
     if pool_size:
         options["pool"] = {"min_size": 1, "max_size": pool_size, "timeout": 10}
     return {

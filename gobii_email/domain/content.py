@@ -120,8 +120,8 @@ def _has_block(text: str) -> bool:
 
 
 def _html_from_plain(text: str) -> str:
-    paragraphs = re.split(r"\n[ \t]*\n\s*", text.strip())
-    return "\n".join(f"<p>{escape(part, quote=False)}</p>".replace("\n", "<br />\n") for part in paragraphs)
+    paragraphs = re.split(r"\n[ \t]*\n\s*", escape(text.strip(), quote=False))
+    return "\n".join(f"<p>{part}</p>".replace("\n", "<br />\n") for part in paragraphs)
 
 
 def _html_from_markdown(text: str) -> str:

@@ -7,8 +7,7 @@ cost it no round trips. What the values mean is decided in services.
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +16,7 @@ from django.db import connection, models, transaction
 
 from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus, Move, RecipientStatus, after
 from gobii_email.models.attempts import OutboundMessageAttempt, OutboundMessageEvent
+from gobii_email.models.cursors import bound_cursor, is_postgres, plain, plain_here
 from gobii_email.models.lanes import Lane
 from gobii_email.models.messages import FrozenMessage, OutboundMessageRecipient, PersistentAgentMessage
 
@@ -79,7 +79,7 @@ class Claim:
 
 def claim(wanted: Claim) -> list[Work]:
     """Takes due attempts under the turn's lease, the interactive before the bulk, the oldest first."""
-    rows = _claim_postgres(wanted) if _is_postgres() else _claim_sqlite(wanted)
+    rows = _claim_postgres(wanted) if is_postgres() else _claim_sqlite(wanted)
     for work in rows:
         work.token = wanted.token
     return rows
@@ -118,15 +118,15 @@ def _claim_postgres(wanted: Claim) -> list[Work]:
     who = [] if wanted.endpoint_id is None else [wanted.endpoint_id]
     due = [*who, wanted.now, wanted.now]
     values = [*due, *due, wanted.token, wanted.owner[:128], wanted.now, wanted.lease_until]
-    with _cursor() as cursor:
+    with bound_cursor() as cursor:
         cursor.execute(statement, values)
         return [Work(*row[:3], json.loads(row[3]), *row[4:]) for row in cursor.fetchall()]
 
 
 def _claim_sqlite(wanted: Claim) -> list[Work]:
     lane = "from_endpoint_id IS NULL" if wanted.endpoint_id is None else "from_endpoint_id = %s"
-    who = [] if wanted.endpoint_id is None else [_plain(wanted.endpoint_id)]
-    now = _plain(wanted.now)
+    who = [] if wanted.endpoint_id is None else [plain(wanted.endpoint_id)]
+    now = plain(wanted.now)
     with transaction.atomic(), connection.cursor() as cursor:
         ids: list[str] = []
         for priority in (0, 1):
@@ -138,7 +138,7 @@ def _claim_sqlite(wanted: Claim) -> list[Work]:
         cursor.execute(
             f"UPDATE {A} SET status = '{SENDING}', lease_token = %s, lease_owner = %s, started_at = %s, "
             f"due_at = %s, stage = '', marked_at = NULL WHERE id IN ({places})",
-            [_plain(wanted.token), wanted.owner[:128], now, _plain(wanted.lease_until), *ids],
+            [plain(wanted.token), wanted.owner[:128], now, plain(wanted.lease_until), *ids],
         )
         cursor.execute(
             f"UPDATE {M} SET latest_status = '{MessageStatus.SENDING}' WHERE id IN "
@@ -163,9 +163,9 @@ def _from_sqlite(row: Sequence[Any]) -> Work:
 
 def load_mime(message_id: uuid.UUID) -> bytes:
     """The frozen bytes of one message."""
-    if not _is_postgres():
+    if not is_postgres():
         return bytes(FrozenMessage.objects.values_list("mime", flat=True).get(pk=message_id))
-    with _cursor() as cursor:
+    with bound_cursor() as cursor:
         # In binary form: as text it would be twice as long on its way.
         cursor.cursor.execute(f"SELECT mime FROM {F} WHERE message_id = %s", [message_id], binary=True)
         return bytes(cursor.fetchone()[0])
@@ -205,7 +205,7 @@ def _heads(now: datetime, limit: int) -> list[Any]:
         )
         SELECT id FROM heads WHERE id IS NOT NULL LIMIT %s"""
     with connection.cursor() as cursor:
-        cursor.execute(statement, [*[_plain_here(now)] * 5, limit])
+        cursor.execute(statement, [*[plain_here(now)] * 5, limit])
         return [row[0] for row in cursor.fetchall()]
 
 
@@ -214,14 +214,14 @@ def hand_out(endpoint_ids: Sequence[uuid.UUID], *, now: datetime, look_at: datet
     if not endpoint_ids:
         return set()
     rows = ", ".join(["(%s, %s, '', '')"] * len(endpoint_ids))
-    values = [_plain_here(value) for pk in sorted(endpoint_ids) for value in (pk, look_at)]
+    values = [plain_here(value) for pk in sorted(endpoint_ids) for value in (pk, look_at)]
     statement = (
         f"INSERT INTO {L} (endpoint_id, look_at, code, reason) VALUES {rows} ON CONFLICT (endpoint_id) "
         "DO UPDATE SET look_at = excluded.look_at, code = '', reason = '' "
         f"WHERE {L}.look_at IS NULL OR {L}.look_at <= %s RETURNING endpoint_id"
     )
     with connection.cursor() as cursor:
-        cursor.execute(statement, [*values, _plain_here(now)])
+        cursor.execute(statement, [*values, plain_here(now)])
         return {row[0] if isinstance(row[0], uuid.UUID) else uuid.UUID(row[0]) for row in cursor.fetchall()}
 
 
@@ -242,14 +242,14 @@ def mark(marks: Sequence[Mark], *, now: datetime) -> set[uuid.UUID]:
     """
     dots = {one.id for one in marks if one.stage == "dot"}
     latest = [one for one in marks if one.stage == "dot" or one.id not in dots]
-    if _is_postgres():
+    if is_postgres():
         statement = f"""
             UPDATE {A} AS x SET marked_at = CASE g.stage WHEN 'dot' THEN %s END, stage = g.stage,
                 provider = g.provider
             FROM json_to_recordset(%s::json) AS g(id uuid, token uuid, provider text, stage text)
             WHERE x.id = g.id AND x.lease_token = g.token AND x.status = '{SENDING}'
                 AND x.marked_at IS NULL RETURNING x.id"""
-        with _cursor() as cursor:
+        with bound_cursor() as cursor:
             cursor.execute(statement, [now, _records(latest)])
             return {row[0] for row in cursor.fetchall()}
     found = set()
@@ -259,11 +259,11 @@ def mark(marks: Sequence[Mark], *, now: datetime) -> set[uuid.UUID]:
                 f"UPDATE {A} SET marked_at = %s, stage = %s, provider = %s WHERE id = %s "
                 f"AND lease_token = %s AND status = '{SENDING}' AND marked_at IS NULL",
                 [
-                    _plain(now) if one.stage == "dot" else None,
+                    plain(now) if one.stage == "dot" else None,
                     one.stage,
                     one.provider,
-                    _plain(one.id),
-                    _plain(one.token),
+                    plain(one.id),
+                    plain(one.token),
                 ],
             )
             if cursor.rowcount:
@@ -323,8 +323,8 @@ _ACCEPTANCE = (
 
 def write_acceptances(rows: Sequence[Acceptance]) -> set[uuid.UUID]:
     """Ends these attempts as sent, with recipients, message and event; answers those that were still ours."""
-    if _is_postgres():
-        with _cursor() as cursor:
+    if is_postgres():
+        with bound_cursor() as cursor:
             cursor.execute(_ACCEPT_POSTGRES, [_records(rows)])
             return {row[0] for row in cursor.fetchall()}
     with transaction.atomic(), connection.cursor() as cursor:
@@ -357,7 +357,7 @@ _ACCEPT_POSTGRES = f"""
 
 
 def _accept_sqlite(cursor: Any, row: Acceptance) -> bool:
-    pk, token, at = _plain(row.id), _plain(row.token), _plain(row.at)
+    pk, token, at = plain(row.id), plain(row.token), plain(row.at)
     cursor.execute(
         f"UPDATE {A} SET status = '{SENT}', provider = %s, stage = '', verdict = 'accepted', scope = '', "
         "smtp_code = %s, enhanced_status = %s, reply = %s, error_code = '', error_message = '', "
@@ -399,41 +399,9 @@ def _accept_sqlite(cursor: Any, row: Acceptance) -> bool:
     return True
 
 
-def _is_postgres() -> bool:
-    return connection.vendor == "postgresql"
-
-
-@contextmanager
-def _cursor() -> Iterator[Any]:
-    """A cursor that binds on the server, so that a statement is planned once a connection and not each time.
-
-    Django's own binds in the client; errors, logging and query counting are Django's all the same.
-    """
-    from psycopg import Cursor
-
-    connection.ensure_connection()
-    make = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor
-    with connection.wrap_database_errors, make(Cursor(connection.connection)) as cursor:
-        yield cursor
-
-
 def _records(rows: Sequence[Mark] | Sequence[Acceptance]) -> str:
     """As one JSON text: many times cheaper to make than arrays of values."""
     return json.dumps([{name: getattr(row, name) for name in row.__slots__} for row in rows], default=str)
-
-
-def _plain(value: Any) -> Any:
-    """As SQLite stores it in Django's columns."""
-    match value:
-        case uuid.UUID():
-            return value.hex
-        case datetime():
-            return connection.ops.adapt_datetimefield_value(value)
-    return value
-
-
-def _plain_here(value: Any) -> Any:
-    return value if _is_postgres() else _plain(value)
 
 
 def _moment(stored: datetime | None) -> datetime | None:

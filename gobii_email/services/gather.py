@@ -6,22 +6,30 @@ sent is asked of services/submit.
 
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
-from django.db.models import QuerySet, Value
+from django.db.models import QuerySet
+from django.db.models.functions import Lower
 
 from gobii_email.domain.composition import EmailAttachmentPayload
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.models import (
+    CommsChannel,
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
     PersistentAgentMessageAttachment,
 )
+from gobii_email.models.compiled import Compiled
+from gobii_email.models.cursors import among, bound_cursor, stored_uuid
 from gobii_email.models.messages import subject_of
 from gobii_email.services.submit import Mail, addresses, reply_ids, subject_line
 
 Endpoints = PersistentAgentCommsEndpoint.objects
+
+_ASKED_OF_SENDERS = ("owner_agent", "email_meta", "agentemailaccount")
+"""An agent's owner is asked for more rarely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,43 +65,99 @@ class Gathered:
 
 def gather(messages: Sequence[PersistentAgentMessage]) -> Gathered:
     """Reads what belongs to `messages`, and hangs their senders onto them."""
-    senders = ready_senders().in_bulk({message.from_endpoint_id for message in messages})
+    found = senders({message.from_endpoint_id for message in messages if message.from_endpoint_id})
     for message in messages:
-        message.from_endpoint = senders.get(message.from_endpoint_id)
-    return Gathered(senders, _addressees(messages), _files(messages), _parents(messages))
+        message.from_endpoint = found.get(message.from_endpoint_id)  # type: ignore[arg-type]
+    addressees, with_files = _addressees(messages)
+    return Gathered(found, addressees, _files(with_files), _parents(messages))
 
 
-def ready_senders() -> "QuerySet[PersistentAgentCommsEndpoint]":
-    """Agents' endpoints with what is asked of every sender; its agent's owner is asked for more rarely."""
-    return Endpoints.select_related("owner_agent", "email_meta", "agentemailaccount")
+def senders(keys: Set[uuid.UUID]) -> dict[uuid.UUID, PersistentAgentCommsEndpoint]:
+    """The endpoints of `keys` with what is asked of every sender, in one statement."""
+    return {endpoint.pk: endpoint for endpoint in _ready(keys, _BY_KEY, _by_keys)}
 
 
-def _addressees(messages: Sequence[PersistentAgentMessage]) -> dict[tuple[uuid.UUID, str], list[str]]:
-    """Addresses by message and kind."""
+def senders_by_address(addresses: Set[str]) -> dict[str, PersistentAgentCommsEndpoint]:
+    """The same of agents' own endpoints, by their addresses in lower case."""
+    return {endpoint.address: endpoint for endpoint in _ready(addresses, _BY_ADDRESS, _by_addresses)}
+
+
+def _ready(
+    keys: Set[Any],
+    of_one: Compiled[PersistentAgentCommsEndpoint],
+    of_many: "Callable[[Set[Any]], QuerySet[PersistentAgentCommsEndpoint]]",
+) -> Sequence[PersistentAgentCommsEndpoint]:
+    if len(keys) == 1:
+        return of_one.rows(*keys)
+    return list(of_many(keys)) if keys else []
+
+
+def _by_keys(keys: Set[uuid.UUID]) -> "QuerySet[PersistentAgentCommsEndpoint]":
+    return (
+        Endpoints.select_related("owner_agent", "email_meta", "agentemailaccount")
+        .filter(pk__in=keys)
+        .order_by()
+    )
+
+
+def _by_addresses(addresses: Set[str]) -> "QuerySet[PersistentAgentCommsEndpoint]":
+    # By the expression that is indexed.
+    own = Endpoints.filter(owner_agent__isnull=False, channel=CommsChannel.EMAIL).order_by()
+    ready = own.select_related(*_ASKED_OF_SENDERS)
+    return ready.alias(lower=Lower("address")).filter(lower__in=addresses)
+
+
+_BY_KEY = Compiled(lambda key: _by_keys({key}), uuid.UUID(int=0x0E))
+_BY_ADDRESS = Compiled(lambda address: _by_addresses({address}), "somebody@example.invalid")
+
+Addressees = Mapping[tuple[uuid.UUID, str], Sequence[str]]
+
+
+def _addressees(messages: Sequence[PersistentAgentMessage]) -> tuple[Addressees, set[uuid.UUID]]:
+    """Addresses by message and kind, and which messages have files, in one statement."""
     found: dict[tuple[uuid.UUID, str], list[str]] = defaultdict(list)
-    to = {message.to_endpoint_id for message in messages if message.to_endpoint_id}
-    rows = Endpoints.filter(pk__in=to).order_by().values_list("pk", Value("to"), "address")
-    copies = []
-    for kind in ("cc", "bcc"):
-        through = getattr(PersistentAgentMessage, f"{kind}_endpoints").through.objects
-        copies.append(
-            through.filter(persistentagentmessage__in=[message.pk for message in messages])
-            .order_by()
-            .values_list("persistentagentmessage_id", Value(kind), "persistentagentcommsendpoint__address")
-        )
-    for key, kind, address in rows.union(*copies, all=True):
-        found[key, kind].append(address)
+    with_files = set()
+    to = [message.to_endpoint_id for message in messages if message.to_endpoint_id]
+    among_to, endpoints = among(list(dict.fromkeys(to)))
+    among_them, keys = among([message.pk for message in messages])
+    with bound_cursor() as cursor:
+        cursor.execute(_ADDRESSEES.format(to=among_to, them=among_them), [*endpoints, *keys, *keys, *keys])
+        for stored, kind, address in cursor.fetchall():
+            key = stored_uuid(stored)
+            if kind == "file":
+                with_files.add(key)
+            else:
+                found[key, kind].append(address)
     for message in messages:
         if message.to_endpoint_id:
             found[message.pk, "to"] = found[message.to_endpoint_id, "to"]
-    return found
+    return found, with_files
 
 
-def _files(
-    messages: Sequence[PersistentAgentMessage],
-) -> dict[uuid.UUID, list[PersistentAgentMessageAttachment]]:
+def _of_copies(kind: str) -> str:
+    through = getattr(PersistentAgentMessage, f"{kind}_endpoints").through._meta.db_table
+    return (
+        f"SELECT persistentagentmessage_id, '{kind}', e.address FROM {through} AS c "
+        f"JOIN {Endpoints.model._meta.db_table} AS e ON e.id = c.persistentagentcommsendpoint_id "
+        "WHERE persistentagentmessage_id {them}"
+    )
+
+
+_ADDRESSEES = " UNION ALL ".join(
+    [
+        f"SELECT id, 'to', address FROM {Endpoints.model._meta.db_table} WHERE id {{to}}",
+        _of_copies("cc"),
+        _of_copies("bcc"),
+        f"SELECT message_id, 'file', '' FROM {PersistentAgentMessageAttachment._meta.db_table} "
+        "WHERE message_id {them}",
+    ]
+)
+
+
+def _files(keys: Set[uuid.UUID]) -> dict[uuid.UUID, list[PersistentAgentMessageAttachment]]:
+    """By message; no statement when there are no `keys`."""
     found = defaultdict(list)
-    for file in PersistentAgentMessageAttachment.objects.filter(message__in=[m.pk for m in messages]):
+    for file in PersistentAgentMessageAttachment.objects.filter(message__in=keys) if keys else ():
         found[file.message_id].append(file)
     return found
 

@@ -7,7 +7,8 @@ message never change; who sends them, and how, is decided later by a worker.
 import hashlib
 import json
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter
@@ -42,13 +43,11 @@ from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
-from gobii_email.models.bulk_rows import insert_objects, insert_rows, new_object, update_rows
+from gobii_email.models.bulk_rows import Change, Insertion, insertion_of, new_object, write_rows
 from gobii_email.ports import Hint
 from gobii_email.services.follow import people
 from gobii_email.services.render import Render, render_mail_body
 from gobii_email.services.select import has_usable_account
-
-Kind = OutboundMessageRecipient.Kind
 
 PRIORITIES = {priority.name.lower(): int(priority) for priority in Priority}
 INTERACTIVE, BULK = PRIORITIES
@@ -91,15 +90,15 @@ class Mail:
     reply_to: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     attachments: tuple[EmailAttachmentPayload, ...] = ()
+    recipients: tuple[tuple[str, str], ...] = field(init=False)
+    """(address, kind), each address once: the first of To, Cc, Bcc that has it."""
 
-    @property
-    def recipients(self) -> list[tuple[str, str]]:
-        """(address, kind), each address once: the first of To, Cc, Bcc that has it."""
+    def __post_init__(self) -> None:
         found: dict[str, tuple[str, str]] = {}
-        for kind, addresses in ((Kind.TO, self.to), (Kind.CC, self.cc), (Kind.BCC, self.bcc)):
+        for kind, addresses in (("to", self.to), ("cc", self.cc), ("bcc", self.bcc)):
             for address in addresses:
-                found.setdefault(normalise(address), (address, str(kind)))
-        return list(found.values())
+                found.setdefault(normalise(address), (address, kind))
+        object.__setattr__(self, "recipients", tuple(found.values()))
 
     def content_hash(self) -> str:
         """Equal for two submissions of the same content, whatever time they come at."""
@@ -137,19 +136,28 @@ class Draft:
     options: Options
 
 
-def submit(drafts: Sequence[Draft], now: datetime) -> list[OutboundMessageAttempt]:
-    """Queues all drafts or none, in a number of statements that does not grow with them.
+@contextmanager
+def submission(count: int) -> Iterator[None]:
+    """What `submit` and all that belongs to it is written in: all of it or nothing, one span of a trace."""
+    with telemetry.enqueue(count), transaction.atomic():
+        yield
 
-    Messages that are new are inserted. Answers the first attempt of each draft, in order. Raises
-    IntegrityError when somebody else was faster with one of the messages or keys.
+
+def submit(
+    drafts: Sequence[Draft], now: datetime, beside: Sequence[Insertion] = ()
+) -> list[OutboundMessageAttempt]:
+    """Queues all drafts, in a number of statements that does not grow with them; rings on commit.
+
+    To be called in a `submission`. Messages that are new are inserted, and what belongs to them `beside`.
+    Answers the first attempt of each draft, in order. Raises IntegrityError when somebody else was faster
+    with one of the messages or keys.
     """
     if not drafts:
         return []
-    with telemetry.enqueue(len(drafts)), transaction.atomic():
-        attempts = _write(drafts, now)
-        hints = _hints(attempts, now)
-        if hints:
-            transaction.on_commit(lambda: wiring.doorbell().ring(hints, once=True), robust=True)
+    attempts = _write(drafts, now, beside)
+    hints = _hints(attempts, now)
+    if hints:
+        transaction.on_commit(lambda: wiring.doorbell().ring(hints, once=True), robust=True)
     return attempts
 
 
@@ -309,29 +317,34 @@ def freeze(mail: Mail, now: datetime, render: Render = render_mail_body) -> Froz
     return Frozen(message_id, mime, html, rendered.text)
 
 
-def _write(drafts: Sequence[Draft], now: datetime) -> list[OutboundMessageAttempt]:
+def _write(
+    drafts: Sequence[Draft], now: datetime, beside: Sequence[Insertion]
+) -> list[OutboundMessageAttempt]:
     trace = _traceparent()
     usable = {draft.message.from_endpoint_id: draft.message.from_endpoint for draft in drafts}
     accounts = {key: has_usable_account(endpoint) for key, endpoint in usable.items() if endpoint is not None}
     for draft in drafts:
         _fill(draft, trace, now)
         draft.message.had_account = accounts.get(draft.message.from_endpoint_id, False)
-    _store_messages([draft.message for draft in drafts])
     attempts = [_first_attempt(draft, now) for draft in drafts]
-    insert_rows(FrozenMessage, _FROZEN, list(map(_frozen_row, drafts)))
-    insert_objects(OutboundMessageAttempt, attempts)
     pairs = list(zip(drafts, attempts, strict=True))
     recipients = [
         (draft.message.pk, attempt.pk, address, kind)
         for draft, attempt in pairs
         for address, kind in draft.mail.recipients
     ]
-    insert_rows(OutboundMessageRecipient, ("message_id", "attempt_id", "address", "kind"), recipients)
     events = [
         (draft.message.pk, attempt.pk, now, "queued", _queued_text(draft, attempt))
         for draft, attempt in pairs
     ]
-    insert_rows(OutboundMessageEvent, ("message_id", "attempt_id", "at", "event", "text"), events)
+    steps = [
+        *_messages([draft.message for draft in drafts]),
+        Insertion(FrozenMessage, _FROZEN, list(map(_frozen_row, drafts))),
+        insertion_of(OutboundMessageAttempt, _ATTEMPT, attempts),
+        Insertion(OutboundMessageRecipient, ("message_id", "attempt_id", "address", "kind"), recipients),
+        Insertion(OutboundMessageEvent, ("message_id", "attempt_id", "at", "event", "text"), events),
+    ]
+    write_rows([*steps, *beside])
     return attempts
 
 
@@ -339,15 +352,23 @@ _FILLED = (
     "from_address", "subject", "raw_payload", "rfc_message_id", "owner_agent_id", "latest_status",
     "submitted_at", "expires_at", "on_doubt", "had_account", "idempotency_key", "content_hash", "traceparent",
 )  # fmt: skip
+_NEW = ("id", "timestamp", "from_endpoint_id", "to_endpoint_id", "parent_id", "body", *_FILLED)
+_ATTEMPT = (
+    "id", "message_id", "number", "from_endpoint_id", "addresses", "queued_at", "not_before", "due_at",
+    "expires_at", "priority",
+)  # fmt: skip
 _FROZEN = ("message_id", "mime", "html", "text", "to_count", "cc_count", "size", "sha256")
 
 
-def _store_messages(messages: Sequence[PersistentAgentMessage]) -> None:
-    """Inserts those that are new, complete; writes into the others what submission has filled in."""
+def _messages(messages: Sequence[PersistentAgentMessage]) -> list[Change | Insertion]:
+    """Those that are new, complete; of the others what submission has filled in."""
     facts = attrgetter("pk", *_FILLED)
     stored = [facts(message) for message in messages if not message._state.adding]
-    insert_objects(PersistentAgentMessage, [message for message in messages if message._state.adding])
-    update_rows(PersistentAgentMessage, _FILLED, stored)
+    new = [message for message in messages if message._state.adding]
+    return [
+        Change(PersistentAgentMessage, _FILLED, stored),
+        insertion_of(PersistentAgentMessage, _NEW, new),
+    ]
 
 
 def _frozen_row(draft: Draft) -> tuple[object, ...]:

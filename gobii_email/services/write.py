@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from django.db import IntegrityError, transaction
-from django.db.models.functions import Lower
+from django.db import IntegrityError
 from django.utils import timezone
 
 from gobii_email.domain.addresses import normalise, one_line
@@ -21,8 +20,9 @@ from gobii_email.models import (
     PersistentAgentMessage,
     PersistentAgentMessageAttachment,
 )
-from gobii_email.models.bulk_rows import insert_missing, insert_rows, new_object
-from gobii_email.services.gather import ready_senders
+from gobii_email.models.bulk_rows import Insertion, insert_missing, new_object
+from gobii_email.models.cursors import among, bound_cursor, stored_uuid
+from gobii_email.services.gather import senders, senders_by_address
 from gobii_email.services.render import Renderer
 from gobii_email.services.submit import (
     Draft,
@@ -40,6 +40,7 @@ from gobii_email.services.submit import (
     reply_ids,
     reused_key,
     subject_line,
+    submission,
     submit,
     submitted_under,
 )
@@ -182,20 +183,12 @@ def _sender_key(sender: PersistentAgentCommsEndpoint | str) -> str:
 def _senders(mails: Sequence[NewMail]) -> dict[str, PersistentAgentCommsEndpoint]:
     """The sending endpoints that exist, by the key they were given under, ready for submission."""
     texts = {new.from_endpoint for new in mails if isinstance(new.from_endpoint, str)}
-    named = set(filter(str.isprintable, texts))
+    names = {name: normalise(name) for name in texts if name.isprintable()}
+    by_address = senders_by_address(set(names.values()))
+    found = {name: by_address[address] for name, address in names.items() if address in by_address}
     given = {new.from_endpoint.pk for new in mails if not isinstance(new.from_endpoint, str)}
-    endpoints = ready_senders().filter(owner_agent__isnull=False, channel=CommsChannel.EMAIL)
-    found: dict[str, PersistentAgentCommsEndpoint] = {}
-    if named:
-        # By the expression that is indexed.
-        rows = endpoints.alias(lower=Lower("address")).filter(lower__in=set(map(normalise, named)))
-        by_address: dict[str, PersistentAgentCommsEndpoint] = {
-            endpoint.address: endpoint for endpoint in rows
-        }
-        found = {name: by_address[normalise(name)] for name in named if normalise(name) in by_address}
-    if given:
-        found |= {str(endpoint.pk): endpoint for endpoint in endpoints.filter(pk__in=given)}
-    return found
+    own = {str(key): endpoint for key, endpoint in senders(given).items() if endpoint.is_own_email}
+    return found | own
 
 
 def _sender(new: NewMail, senders: Senders) -> PersistentAgentCommsEndpoint:
@@ -259,14 +252,12 @@ def _message(
 
 
 def _store(drafts: Sequence[Draft], now: datetime) -> None:
-    with transaction.atomic():
+    with submission(len(drafts)):
         contacts = _contacts(drafts)
         for draft in drafts:
             to = draft.mail.to
             draft.message.to_endpoint_id = contacts[normalise(to[0])] if to else None
-        submit(drafts, now)
-        _link(drafts, contacts)
-        _keep_attachments(drafts)
+        submit(drafts, now, [*_links(drafts, contacts), _attachments(drafts)])
 
 
 def _contacts(drafts: Sequence[Draft]) -> dict[str, uuid.UUID]:
@@ -285,25 +276,31 @@ def _contacts(drafts: Sequence[Draft]) -> dict[str, uuid.UUID]:
 
 def _known_contacts(wanted: Set[str]) -> dict[str, uuid.UUID]:
     # By the expression that is indexed: stored addresses are in lower case.
-    outside = PersistentAgentCommsEndpoint.objects.alias(lower=Lower("address")).filter(
-        channel=CommsChannel.EMAIL, owner_agent__isnull=True, lower__in=wanted
-    )
-    return dict(outside.order_by().values_list("address", "pk"))
+    among_them, parameters = among(list(wanted))
+    with bound_cursor() as cursor:
+        cursor.execute(
+            f"SELECT address, id FROM {PersistentAgentCommsEndpoint._meta.db_table} WHERE lower(address) "
+            f"{among_them} AND channel = '{CommsChannel.EMAIL}' AND owner_agent_id IS NULL",
+            parameters,
+        )
+        return {address: stored_uuid(key) for address, key in cursor.fetchall()}
 
 
-def _link(drafts: Sequence[Draft], contacts: Mapping[str, uuid.UUID]) -> None:
-    """The Cc and Bcc endpoints of all messages, in at most two statements."""
+def _links(drafts: Sequence[Draft], contacts: Mapping[str, uuid.UUID]) -> list[Insertion]:
+    """The Cc and Bcc endpoints of all messages."""
+    names = ("persistentagentmessage_id", "persistentagentcommsendpoint_id")
+    found = []
     for kind in ("cc", "bcc"):
-        through = getattr(PersistentAgentMessage, f"{kind}_endpoints").through
-        links = [
+        rows = [
             (draft.message.pk, contacts[normalise(address)])
             for draft in drafts
             for address in dict.fromkeys(map(normalise, getattr(draft.mail, kind)))
         ]
-        insert_rows(through, ("persistentagentmessage_id", "persistentagentcommsendpoint_id"), links)
+        found.append(Insertion(getattr(PersistentAgentMessage, f"{kind}_endpoints").through, names, rows))
+    return found
 
 
-def _keep_attachments(drafts: Sequence[Draft]) -> None:
+def _attachments(drafts: Sequence[Draft]) -> Insertion:
     """What is attached, as rows; the bytes themselves are in the frozen message."""
     rows = [
         (uuid.uuid4(), draft.message.pk, file.filename, file.content_type, file.content_id, file.size_bytes)
@@ -311,4 +308,4 @@ def _keep_attachments(drafts: Sequence[Draft]) -> None:
         for file in draft.mail.attachments
     ]
     names = ("id", "message_id", "filename", "content_type", "content_id", "file_size")
-    insert_rows(PersistentAgentMessageAttachment, names, rows)
+    return Insertion(PersistentAgentMessageAttachment, names, rows)

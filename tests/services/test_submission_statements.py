@@ -24,7 +24,12 @@ Endpoint = PersistentAgentCommsEndpoint
 pytestmark = pytest.mark.django_db
 
 FEW, MANY = 1, 300
-WRITES = ("INSERT", "UPDATE", "DELETE", "COPY")
+WRITES = ("INSERT", "UPDATE", "DELETE", "COPY", "WITH")
+
+
+def writes(tables: int) -> int:
+    """PostgreSQL writes whatever belongs to a message at once, SQLite table by table."""
+    return 1 if connection.vendor == "postgresql" else tables
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +69,7 @@ def stored(endpoint: Endpoint, copies: int, **values: object) -> PersistentAgent
 
 @pytest.mark.parametrize("is_reply", [False, True], ids=["new", "reply"])
 @pytest.mark.parametrize("key", [None, "order-7"], ids=["no key", "key"])
-def test_delivering_a_stored_message_takes_five_writes_and_twelve_statements(
+def test_delivering_a_stored_message_takes_few_writes_and_twelve_statements(
     account: AgentEmailAccount, endpoint: Endpoint, key: str | None, is_reply: bool
 ) -> None:
     parent = stored(endpoint, FEW) if is_reply else None
@@ -75,13 +80,12 @@ def test_delivering_a_stored_message_takes_five_writes_and_twelve_statements(
         found[count] = counted(lambda m=message, o=options: api.deliver_agent_email(m, **o))  # type: ignore[misc]
         assert message.recipients.count() == count + 2
     assert found[FEW] == found[MANY]
-    writes, statements = found[MANY]
-    assert writes == 5
-    assert statements <= 12
+    assert found[MANY][0] == writes(5)
+    assert found[MANY][1] <= 12
 
 
 @pytest.mark.parametrize("key", [None, "order-7"], ids=["no key", "key"])
-def test_sending_to_those_who_are_known_takes_five_writes_and_twelve_statements(
+def test_sending_to_those_who_are_known_takes_few_writes_and_twelve_statements(
     account: AgentEmailAccount, endpoint: Endpoint, key: str | None
 ) -> None:
     known(people(MANY))
@@ -97,11 +101,11 @@ def test_sending_to_those_who_are_known_takes_five_writes_and_twelve_statements(
 
     few, many = counted(lambda: send(FEW)), counted(lambda: send(MANY))
     assert few == many
-    assert many[0] == 5
+    assert many[0] == writes(5)
     assert many[1] <= 12
 
 
-def test_new_contacts_copies_and_files_take_one_write_each_however_many_they_are(endpoint: Endpoint) -> None:
+def test_new_contacts_copies_and_files_take_no_more_writes_however_many_they_are(endpoint: Endpoint) -> None:
     def send(count: int) -> None:
         api.send_agent_email(
             from_endpoint=endpoint,
@@ -115,7 +119,7 @@ def test_new_contacts_copies_and_files_take_one_write_each_however_many_they_are
 
     few, many = counted(lambda: send(FEW)), counted(lambda: send(MANY))
     assert few == many
-    assert many[0] == 5 + 4
+    assert many[0] == 1 + writes(5 + 3)
     assert OutboundMessageRecipient.objects.count() == 3 + 500
 
 
