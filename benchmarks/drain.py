@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,17 @@ WARM = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to run the service."""
+    """One way to run the service; without `threads` and `accounts` of its own, with those of the load."""
 
     title: str
     limits: Mapping[str, int]
     workers: int = 1
     delay: float = 0.0
-    share: float = 1.0
+    threads: int = 0
+    accounts: int = 0
+
+    def load(self, load: "Load") -> "Load":
+        return replace(load, threads=self.threads or load.threads, accounts=self.accounts or load.accounts)
 
 
 ROWS = {
@@ -41,7 +45,8 @@ ROWS = {
     "single": Row("one connection a mail, 1 worker", SINGLE),
     "reuse2": Row("connections reused, 2 workers", REUSED, workers=2),
     "single2": Row("one connection a mail, 2 workers", SINGLE, workers=2),
-    "slow": Row("50 ms a reply, reused, 1 worker", REUSED, delay=0.05),
+    "wide": Row("reused, 1 worker of 128 threads, 100 accounts", REUSED, threads=128, accounts=100),
+    "slow": Row("the same at 50 ms a reply", REUSED, delay=0.05, threads=128, accounts=100),
 }
 
 
@@ -80,6 +85,7 @@ class Load:
 def drain(rig: Rig, name: str, load: Load, *, profile: Path | None = None) -> Result:
     """One run of a row: submit, start, wait until the sink has all and the database says so, stop."""
     row = ROWS[name]
+    load = row.load(load)
     senders = senders_of(rig, row, load)
     settled_before = rig.statuses().get("sent", 0)
     submit_seconds = rig.submit(senders, load.mails)
@@ -103,11 +109,12 @@ def drain(rig: Rig, name: str, load: Load, *, profile: Path | None = None) -> Re
 
 def senders_of(rig: Rig, row: Row, load: Load) -> list[str]:
     name = "reused" if row.limits is REUSED else "single"
-    return rig.accounts(name, load.accounts, row.limits)
+    return rig.accounts(f"{name}{load.accounts}-", load.accounts, row.limits)
 
 
 def drain_rival(rig: Rig, rivals: Rivals, name: str, load: Load) -> Result:
     """The same for another program; what it wrote down is not asked."""
+    load = ROWS[name.removeprefix("hand-")].load(load) if name.startswith("hand-") else load
     senders = senders_of(rig, ROWS["reuse"], load)
     try:
         rivals.start(name, load.mails, senders, load.threads)
@@ -175,6 +182,7 @@ def _looks(usages: list[Usage], warm: Usage) -> int:
 def count_statements(rig: Rig, name: str, load: Load) -> str:
     """SQL statements a mail by process and kind, from the server's own log, in a run that is not timed."""
     row = ROWS[name]
+    load = row.load(load)
     rig.submit(senders_of(rig, row, load), load.mails)
     rig.sink.reset()
     start = len(rig.logged())
