@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import drain, fairness, limits, memory, scale, sink
+from benchmarks import drain, fairness, limits, memory, scale, sink, submission
 from benchmarks.rivals import PEERS
 from gobii_email.testing.postgres import postgres_binaries
 from gobii_email.testing.stack import ROOT
@@ -92,8 +92,27 @@ def _drain_row(name: str, runs: list[drain.Result]) -> list[str]:
     ]
 
 
+def submission_section() -> str:
+    found = submission.compare(submission.MAILS)
+    head = ["", *(f"{database}: {unit}" for database in found for unit in ("CPU ms", "a second"))]
+    names = [row[0] for row in next(iter(found.values()))]
+    figures = {database: {row[0]: row for row in rows} for database, rows in found.items()}
+    rows = [
+        [
+            name.strip(),
+            *(
+                text
+                for by_name in figures.values()
+                for text in (f"{by_name[name][1]:.2f}", f"{1000 / by_name[name][2]:.0f}")
+            ),
+        ]
+        for name in names
+    ]
+    return table(head, rows)
+
+
 def fairness_section() -> str:
-    wanted = fairness.disturbances(20_000, 200)
+    wanted = fairness.disturbances(100_000, 200)
     document = fairness.compare(list(wanted), wanted, mails=100, threads=32, seconds=60, head_start=5)
     rows, idle = document["rows"], document["rows"]["idle"]
     head = ["meanwhile", "p50 ms", "p99 ms", "p50, times idle", "p99, times idle", "not arrived"]
@@ -137,11 +156,12 @@ def scale_section() -> str:
 
 
 def memory_section() -> str:
-    document = memory.compare(20_000, 20, 32, 240)
+    document = memory.compare(100_000, 20, 32, 500)
     return "\n".join([f"- {memory.large_line(document['large'])}", f"- {memory.many_line(document['many'])}"])
 
 
 SECTIONS: Mapping[str, Callable[[], str]] = {
+    "submission": submission_section,
     "drain": lambda: drain_section(drain.Load(), rounds=3, seconds=330),
     "fairness": fairness_section,
     "limits": limits_section,

@@ -132,22 +132,24 @@ def round_on(database_url: str, redis_url: str, place: str, mails: int) -> Figur
     return found
 
 
-def table(rounds: Sequence[Figures], database: str) -> None:
+Row = tuple[str, float, float, float]
+"""What was done; milliseconds of processor and of the clock for each; how many times Django's processor."""
+
+
+def rows_of(rounds: Sequence[Figures]) -> list[Row]:
+    """The medians of `rounds`."""
     middle = {
         name: [statistics.median(figures[name][column] for figures in rounds) for column in (0, 1)]
         for name in rounds[0]
     }
-    print(f"\n{database:36} {'CPU ms':>8} {'wall ms':>8} {'a second':>9} {'Django = 1':>11}")
-    for name, (cpu, wall) in middle.items():
-        django = middle[f"  Django, {name.rpartition(', ')[2]}"][0]
-        print(f"{name:36} {cpu:8.2f} {wall:8.2f} {1000 / wall:9.0f} {cpu / django:11.2f}")
+    of_django = {kind: middle[f"  Django, {kind}"][0] for kind in BODIES}
+    return [
+        (name, cpu, wall, cpu / of_django[name.rpartition(", ")[2]]) for name, (cpu, wall) in middle.items()
+    ]
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["--round"]:
-        print(json.dumps(one_round(int(sys.argv[2]))))
-        return
-    mails = int(sys.argv[1]) if len(sys.argv) > 1 else MAILS
+def compare(mails: int) -> dict[str, list[Row]]:
+    """By database. Rounds on the databases alternate."""
     found: dict[str, list[Figures]] = {"PostgreSQL": [], "SQLite": []}
     with (
         EmbeddedPostgres(own=True) as postgres,
@@ -158,9 +160,20 @@ def main() -> None:
         for _ in range(ROUNDS):
             for database, url in urls.items():
                 found[database].append(round_on(url, valkey.url, place, mails))
+    return {database: rows_of(rounds) for database, rounds in found.items()}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--round"]:
+        print(json.dumps(one_round(int(sys.argv[2]))))
+        return
+    mails = int(sys.argv[1]) if len(sys.argv) > 1 else MAILS
+    found = compare(mails)
     print(f"{mails} mails of 2 KB in bulk, {CALLS} single calls, medians of {ROUNDS} rounds, one process")
-    for database, rounds in found.items():
-        table(rounds, database)
+    for database, rows in found.items():
+        print(f"\n{database:36} {'CPU ms':>8} {'wall ms':>8} {'a second':>9} {'Django = 1':>11}")
+        for name, cpu, wall, times in rows:
+            print(f"{name:36} {cpu:8.2f} {wall:8.2f} {1000 / wall:9.0f} {times:11.2f}")
 
 
 if __name__ == "__main__":
