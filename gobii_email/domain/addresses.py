@@ -128,6 +128,11 @@ def _is_local_character(character: str) -> bool:
     return unicodedata.category(character)[0] in "LMN"  # letters, marks, numbers of any script
 
 
+def is_host_name(labels: str) -> bool:
+    """Whether `labels`, in lower case and ASCII, is a host name (RFC 1123) and no address spelt out."""
+    return bool(_HOSTNAME.match(labels)) and not labels.rpartition(".")[2].isdigit()
+
+
 def _checked_domain(domain: str, field: str, text: str) -> str:
     labels = domain.lower()
     if not labels.isascii() or "xn--" in labels:
@@ -135,7 +140,7 @@ def _checked_domain(domain: str, field: str, text: str) -> str:
             labels = idna.encode(domain, uts46=True).decode("ascii").lower()
         except (idna.IDNAError, UnicodeError):
             raise _invalid(field, text, "has a domain that is not a valid international name") from None
-    if not _HOSTNAME.match(labels) or labels.rpartition(".")[2].isdigit():
+    if not is_host_name(labels):
         raise _invalid(field, text, "has a domain that is not a host name")
     if "." not in labels and labels != "localhost":
         raise _invalid(field, text, "has a domain without a dot")

@@ -23,6 +23,14 @@ class Known(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Username(StrEnum):
+    """What a mailbox signs in with: its address, the part before the @, or another name altogether."""
+
+    ADDRESS = "address"
+    LOCAL_PART = "local_part"
+    OTHER = "other"
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A server to connect to; `security` is "ssl" or "starttls"."""
@@ -36,22 +44,25 @@ class Endpoint:
 class Provider:
     """One provider. A limit that is None is not known; `unconfirmed` names the fields without proof.
 
-    `auth` lists password, app_password and oauth2, the best first. `files_sent` says whether the
-    provider itself files a copy of submitted mail in Sent. Limits count per mailbox.
+    `auth` lists password, app_password and oauth2, the best first; `oauth` is "google" or "microsoft"
+    where the sign-in is one that we speak. `files_sent` says whether the provider itself files a copy of
+    submitted mail in Sent. Limits count per mailbox.
     """
 
     id: str
     name: str
-    domains: tuple[str, ...]
-    mx_suffixes: tuple[str, ...]
     smtp: Endpoint
     auth: tuple[str, ...]
     advice: str
-    files_sent: Known
-    rewrites_message_id: Known
     caveats: tuple[str, ...]
     source: str
     unconfirmed: tuple[str, ...]
+    domains: tuple[str, ...] = ()
+    mx_suffixes: tuple[str, ...] = ()
+    oauth: str = ""
+    username: Username = Username.ADDRESS
+    files_sent: Known = Known.UNKNOWN
+    rewrites_message_id: Known = Known.UNKNOWN
     checked_at: date | None = None
     imap: Endpoint | None = None
     other_hosts: tuple[str, ...] = ()
@@ -67,6 +78,16 @@ class Provider:
         """Whether `host` (lower case, no final dot) is one of its servers."""
         named = {self.smtp.host, *self.other_hosts, *([self.imap.host] if self.imap else [])}
         return host in named or any(fnmatchcase(host, pattern) for pattern in self.host_patterns)
+
+    def username_of(self, address: str) -> str:
+        """What the mailbox `address` signs in with; empty where the address does not tell."""
+        match self.username:
+            case Username.ADDRESS:
+                return address
+            case Username.LOCAL_PART:
+                return address.rpartition("@")[0]
+            case Username.OTHER:
+                return ""
 
 
 @cache
@@ -99,24 +120,27 @@ def _name(host: str) -> str:
     return host.strip().lower().rstrip(".")
 
 
+_CLOSED_SETS = {"files_sent": Known, "rewrites_message_id": Known, "username": Username}
+
+
 def _provider(row: dict[str, Any]) -> Provider:
     """The row of the file as a value; a misspelt or missing key raises TypeError."""
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in row.items()
     }
     values |= {key: Endpoint(**row[key]) for key in ("smtp", "imap") if key in row}
-    values |= {key: Known(row[key]) for key in ("files_sent", "rewrites_message_id")}
+    values |= {key: kind(row[key]) for key, kind in _CLOSED_SETS.items() if key in row}
     return Provider(**values)
 
 
 def as_markdown() -> str:
-    """The table and notes of docs/providers.md, drawn from the facts."""
+    """The table and the notes of docs/providers.md."""
     head = (
-        "| provider | SMTP | sign-in | limits | files Sent | rewrites Message-ID | checked |\n"
-        "|---|---|---|---|---|---|---|\n"
+        "| provider | SMTP | IMAP | sign-in | limits | files Sent | rewrites Message-ID | checked |\n"
+        "|---|---|---|---|---|---|---|---|\n"
     )
     rows = "".join(f"| {_row(provider)} |\n" for provider in providers())
-    return head + rows + "\n" + "\n".join(_notes(provider) for provider in providers())
+    return head + rows + "\n" + "\n".join(_notes(provider) for provider in providers()).rstrip()
 
 
 _LIMITS = (
@@ -134,10 +158,10 @@ def _row(provider: Provider) -> str:
     known = ", ".join(
         f"{value:,} {name.replace('_', ' ')}{_mark(provider, name)}" for name, value in limits if value
     )
-    smtp = provider.smtp
     cells = (
         provider.name,
-        f"`{smtp.host}:{smtp.port}` {smtp.security}{_mark(provider, 'smtp')}",
+        _server(provider.smtp) + _mark(provider, "smtp"),
+        _server(provider.imap) + _mark(provider, "imap"),
         ", ".join(provider.auth).replace("_", " ") + _mark(provider, "auth"),
         known or "not known",
         provider.files_sent + _mark(provider, "files_sent"),
@@ -147,10 +171,16 @@ def _row(provider: Provider) -> str:
     return " | ".join(cells)
 
 
+def _server(endpoint: Endpoint | None) -> str:
+    return f"`{endpoint.host}:{endpoint.port}` {endpoint.security}" if endpoint else "none"
+
+
 def _mark(provider: Provider, field: str) -> str:
     return " (?)" if field in provider.unconfirmed else ""
 
 
 def _notes(provider: Provider) -> str:
     points = "".join(f"- {point}\n" for point in (provider.advice, *provider.caveats))
-    return f"### {provider.name}\n{points}\nSource: {provider.source}\n"
+    exchangers = [f"mail exchangers under {suffix}" for suffix in provider.mx_suffixes]
+    marks = ", ".join([*provider.domains, *exchangers]) or "its server's name alone"
+    return f"### {provider.name}\n{points}\nFound by: {marks}.\n\nSource: {provider.source}\n"
