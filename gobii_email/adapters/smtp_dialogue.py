@@ -14,8 +14,9 @@ from ipaddress import ip_address
 
 from gobii_email.adapters.dialer import Deadline, DialPolicy, VettedAddresses, ascii_host, dial
 from gobii_email.adapters.smtp_login import login_for
-from gobii_email.adapters.smtp_session import HEARTBEAT_SECONDS, Broken, Denied, SmtpSession
+from gobii_email.adapters.smtp_session import Denied, SmtpSession
 from gobii_email.adapters.tls import client_context
+from gobii_email.adapters.wire import HEARTBEAT_SECONDS, Broken
 from gobii_email.domain.outcomes import Cause, Lost, SessionFacts
 from gobii_email.domain.smtp_replies import Reply, Stage
 from gobii_email.ports import Auth, Progress, Security, SmtpServer

@@ -8,7 +8,7 @@ the transport.
 import base64
 from dataclasses import dataclass, field
 
-from gobii_email.adapters.smtp_session import Broken
+from gobii_email.adapters.wire import Broken
 from gobii_email.domain.outcomes import Cause
 from gobii_email.ports import Auth, SmtpServer
 

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from gobii_email.adapters.dialer import DialFailed
 from gobii_email.adapters.smtp_dialogue import Dialogue, Step
-from gobii_email.adapters.smtp_session import Broken, Denied
+from gobii_email.adapters.smtp_session import Denied
+from gobii_email.adapters.wire import Broken
 from gobii_email.ports import Auth, Probe, ProbeFailure, ProbeStep, Security, SmtpServer
 
 

@@ -12,8 +12,9 @@ from datetime import timedelta
 
 from gobii_email.adapters.dialer import Deadline, DialFailed
 from gobii_email.adapters.smtp_dialogue import Dialogue
-from gobii_email.adapters.smtp_session import Broken, Denied
+from gobii_email.adapters.smtp_session import Denied
 from gobii_email.adapters.smtp_text import Text
+from gobii_email.adapters.wire import Broken
 from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused
 from gobii_email.domain.smtp_replies import Reply, Stage
 from gobii_email.ports import Envelope, LeaseLost, Progress

@@ -655,7 +655,7 @@ def test_a_late_250_within_the_dots_budget_counts() -> None:
 
 def test_the_lease_is_renewed_while_a_slow_server_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gobii_email.adapters.smtp_dialogue.HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr("gobii_email.adapters.smtp_session.HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr("gobii_email.adapters.wire.HEARTBEAT_SECONDS", 0.1)
     outcome, notes = _send(until(Stage.MAIL, Script.hang))
     _assert_ending(outcome, Stage.MAIL, TIMEOUT)
     assert notes.told.count("mail") >= 2
@@ -663,7 +663,7 @@ def test_the_lease_is_renewed_while_a_slow_server_is_waited_for(monkeypatch: pyt
 
 def test_nobody_is_told_anything_after_the_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gobii_email.adapters.smtp_dialogue.HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr("gobii_email.adapters.smtp_session.HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr("gobii_email.adapters.wire.HEARTBEAT_SECONDS", 0.1)
     outcome, notes = _send(until(Stage.DOT, Script.hang))
     _assert_ending(outcome, Stage.DOT, TIMEOUT)
     assert notes.told[-1] == "mark"
@@ -671,7 +671,7 @@ def test_nobody_is_told_anything_after_the_mark(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_lease_lost_while_waiting_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gobii_email.adapters.smtp_dialogue.HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr("gobii_email.adapters.smtp_session.HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr("gobii_email.adapters.wire.HEARTBEAT_SECONDS", 0.1)
     notes = Notes()
 
     def steal(it: Script) -> None:
