@@ -6,14 +6,18 @@ by somebody else: it is shown in a frame without scripts, forms, network or our 
 
 import base64
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default as modern
 from typing import Any
+from uuid import UUID
 
 from django.contrib import admin, messages
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import Count, Exists, F, OuterRef, Q, QuerySet, Subquery
+from django.db.models.functions import Lower
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
@@ -21,9 +25,18 @@ from django.urls import URLPattern, reverse
 from django.utils.html import format_html
 from django.views.decorators.clickjacking import xframe_options_sameorigin
 
+from gobii_email.admin.newest import SEARCHED, NewestAdmin
 from gobii_email.admin.pages import OwnPages, ReadOnly
-from gobii_email.domain.lifecycle import MessageStatus
-from gobii_email.models import FrozenMessage, OutboundMessageAttempt, PersistentAgentMessage
+from gobii_email.domain.addresses import normalise
+from gobii_email.domain.lifecycle import MessageStatus, Provider
+from gobii_email.domain.smtp_replies import Stage
+from gobii_email.models import (
+    FrozenMessage,
+    OutboundMessageAttempt,
+    OutboundMessageRecipient,
+    PersistentAgentCommsEndpoint,
+    PersistentAgentMessage,
+)
 from gobii_email.services import intervene
 from gobii_email.services.status import delivery_status
 
@@ -86,8 +99,72 @@ ACTS = {
 }
 
 
+MOST_NAMED = 1_000
+"""Of the messages that one search term names, the newest so many are shown."""
+
+
+def searched_back_to(before: datetime | None) -> datetime | None:
+    """When the newest `SEARCHED` messages (until `before`) begin; None where there are no more."""
+    rows = PersistentAgentMessage.objects.order_by("-timestamp")
+    rows = rows if before is None else rows.filter(timestamp__lte=before)
+    edge: datetime | None = rows.values_list("timestamp", flat=True)[SEARCHED : SEARCHED + 1].first()
+    return edge
+
+
+def messages_named(term: str) -> set[UUID]:
+    """The messages that `term` names whole: an id, Message-ID, queue id, or somebody's address.
+
+    Each is found by an index, and of many the newest.
+    """
+    addresses, bare = {term, normalise(term)}, term.strip("<>")
+    own = PersistentAgentCommsEndpoint.objects.alias(lower=Lower("address")).filter(
+        owner_agent__isnull=False, lower__in=addresses
+    )
+    attempts = OutboundMessageAttempt.objects.order_by()
+    messages = PersistentAgentMessage.objects.order_by()
+    queued_there = attempts.filter(provider_message_id=term).exclude(provider_message_id="")
+    asked = [
+        messages.filter(rfc_message_id__in=[bare, f"<{bare}>"]).values_list("pk"),
+        queued_there.values_list("message_id"),
+        OutboundMessageRecipient.objects.filter(address__in=addresses)
+        .order_by("-id")
+        .values_list("message_id"),
+        attempts.filter(from_endpoint__in=list(own[:2]))
+        .order_by(F("sent_at").desc(nulls_first=True))
+        .values_list("message_id"),
+    ]
+    keys = {key for rows in asked for (key,) in rows[:MOST_NAMED]}
+    if (key := as_uuid(term)) is not None:
+        keys |= {key, *attempts.filter(pk=key).values_list("message_id", flat=True)}
+    return keys
+
+
+def as_uuid(term: str) -> UUID | None:
+    try:
+        return UUID(term)
+    except ValueError:
+        return None
+
+
+class ProviderFilter(admin.SimpleListFilter):
+    title = "provider"
+    parameter_name = "provider"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[tuple[str, str]]:
+        return [(str(provider), str(provider).replace("_", " ")) for provider in Provider]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() is None:
+            return queryset
+        attempts = OutboundMessageAttempt.objects.filter(message=OuterRef("pk"), provider=self.value())
+        return queryset.filter(Exists(attempts))
+
+
 @admin.register(PersistentAgentMessage)
-class MessageAdmin(ReadOnly, OwnPages):
+class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
+    """What is named in full is found by an index; parts of a subject are looked for in the newest alone."""
+
+    newest = ("timestamp", "pk")
     list_display = [
         "subject_shown",
         "from_address",
@@ -96,15 +173,12 @@ class MessageAdmin(ReadOnly, OwnPages):
         "provider",
         "timestamp",
     ]
-    list_filter = ["latest_status", "attempts__provider", "timestamp", "is_outbound"]
-    search_fields = [
-        "subject",
-        "from_address",
-        "recipients__address",
-        "rfc_message_id",
-        "=attempts__provider_message_id",
-    ]
-    search_help_text = "Subject, sender, recipient, Message-ID, or the server's queue id"
+    list_filter = ["latest_status", ProviderFilter, "timestamp", "is_outbound"]
+    search_fields = ["subject", "from_address"]
+    search_help_text = (
+        "An address, Message-ID, id or the server's queue id in full;"
+        f" or parts of subject or sender, looked for in the newest {SEARCHED:,} messages"
+    )
     change_form_template = "admin/gobii_email/persistentagentmessage/change_form.html"
     fields = [
         "latest_status",
@@ -118,29 +192,47 @@ class MessageAdmin(ReadOnly, OwnPages):
         "on_doubt",
     ]
     readonly_fields = ["in_reply_to"]
-    list_per_page = 50
 
     class Media:
         css = {"all": ["gobii_email/admin.css"]}
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PersistentAgentMessage]:
         latest = OutboundMessageAttempt.objects.filter(message=OuterRef("pk")).order_by("-number")
-        rows = super().get_queryset(request).annotate(latest_provider=Subquery(latest.values("provider")[:1]))
-        return rows.defer("body", "raw_payload").prefetch_related("recipients")
+        first = OutboundMessageRecipient.objects.filter(message=OuterRef("pk")).order_by("pk")
+        many = (
+            OutboundMessageRecipient.objects.filter(message=OuterRef("pk"))
+            .order_by()
+            .values("message")
+            .annotate(count=Count("pk"))
+        )
+        rows = super().get_queryset(request).defer("body", "raw_payload", "content_hash")
+        return rows.annotate(
+            latest_provider=Subquery(latest.values("provider")[:1]),
+            first_address=Subquery(first.values("address")[:1]),
+            recipient_count=Subquery(many.values("count")),
+        )
 
-    @admin.display(description="subject", ordering="subject")
+    def edge(self, before: datetime | None) -> datetime | None:
+        return searched_back_to(before)
+
+    def mentioning(self, word: str) -> Q:
+        return Q(subject__icontains=word) | Q(from_address__icontains=word)
+
+    def named_by(self, term: str) -> set[UUID]:
+        return messages_named(term)
+
+    @admin.display(description="subject")
     def subject_shown(self, message: PersistentAgentMessage) -> str:
         return message.subject[:80] or "(no subject)"
 
     @admin.display(description="to")
     def first_recipient(self, message: PersistentAgentMessage) -> str:
-        recipients = list(message.recipients.all())
-        others = f" and {len(recipients) - 1} more" if len(recipients) > 1 else ""
-        return f"{recipients[0].address}{others}" if recipients else "–"
+        others = (message.recipient_count or 0) - 1
+        return f"{message.first_address or '–'}{f' and {others} more' if others > 0 else ''}"
 
-    @admin.display(description="provider", ordering="latest_provider")
+    @admin.display(description="provider")
     def provider(self, message: PersistentAgentMessage) -> str:
-        return str(getattr(message, "latest_provider", "") or "–").replace("_", " ")
+        return str(message.latest_provider or "–").replace("_", " ")
 
     @admin.display(description="in reply to")
     def in_reply_to(self, message: PersistentAgentMessage) -> str:
@@ -255,20 +347,27 @@ def _as_data(part: EmailMessage | None, otherwise: str) -> str:
     return f"data:{part.get_content_type()};base64,{base64.b64encode(content).decode()}"
 
 
+class StageFilter(admin.SimpleListFilter):
+    title = "stage"
+    parameter_name = "stage"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[tuple[str, str]]:
+        return [(str(stage), str(stage)) for stage in Stage]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset if self.value() is None else queryset.filter(stage=self.value())
+
+
 @admin.register(OutboundMessageAttempt)
-class AttemptAdmin(ReadOnly, OwnPages):
+class AttemptAdmin(ReadOnly, OwnPages, NewestAdmin):
+    """In the order of their messages, which is indexed; of one message, the latest first."""
+
+    newest = ("message__timestamp", "number", "pk")
     list_display = ["attempt", "status", "provider", "reply_shown", "queued_at", "finished_at"]
-    list_filter = ["status", "provider", "queued_at", "stage"]
+    list_filter = ["status", "provider", "queued_at", StageFilter]
     list_select_related = ["message"]
-    search_fields = [
-        "=id",
-        "=message__id",
-        "message__rfc_message_id",
-        "message__from_address",
-        "message__subject",
-        "=provider_message_id",
-    ]
-    search_help_text = "Attempt or message id, Message-ID, sender, subject, or the server's queue id"
+    search_fields = ["message__subject", "message__from_address"]
+    search_help_text = MessageAdmin.search_help_text
     fields = [
         "message_link",
         "number",
@@ -297,9 +396,21 @@ class AttemptAdmin(ReadOnly, OwnPages):
         "peer_address",
     ]
     readonly_fields = ["message_link", "lease_owner"]
-    list_per_page = 50
 
-    @admin.display(description="attempt", ordering="queued_at")
+    def get_queryset(self, request: HttpRequest) -> QuerySet[OutboundMessageAttempt]:
+        return super().get_queryset(request).defer("message__body", "message__raw_payload")
+
+    def edge(self, before: datetime | None) -> datetime | None:
+        return searched_back_to(before)
+
+    def mentioning(self, word: str) -> Q:
+        return Q(message__subject__icontains=word) | Q(message__from_address__icontains=word)
+
+    def named_by(self, term: str) -> set[UUID]:
+        rows = OutboundMessageAttempt.objects.filter(message__in=messages_named(term)).order_by()
+        return set(rows.values_list("pk", flat=True))
+
+    @admin.display(description="attempt")
     def attempt(self, attempt: OutboundMessageAttempt) -> str:
         return f"{attempt.number} of “{attempt.message.subject[:60] or attempt.message_id}”"
 
