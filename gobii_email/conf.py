@@ -13,6 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -79,6 +80,17 @@ def ports(text: str) -> frozenset[int]:
     if not all(1 <= port <= 65535 for port in found):
         raise ValueError("ports are numbers from 1 to 65535")
     return found
+
+
+def endpoint(text: str) -> str:
+    """An address that tokens are sent to: https, or http on this machine alone; "" for none."""
+    parts = urlsplit(text)
+    is_here = parts.hostname in {"127.0.0.1", "::1", "localhost"}
+    if text and not (parts.hostname and (parts.scheme == "https" or (parts.scheme == "http" and is_here))):
+        raise ValueError("an address begins with https://, or with http:// on the loopback address")
+    if parts.username is not None or parts.fragment:
+        raise ValueError("an address has neither a user name nor a fragment")
+    return text
 
 
 def setting(name: str, parse: Callable[[str], Any], default: str, meaning: str) -> Any:
@@ -173,6 +185,59 @@ class Config:
     max_message_bytes: int = setting("GOBII_MAX_MESSAGE_BYTES", number, "25000000", "of one serialised mail")
     max_recipients: int = setting("GOBII_MAX_RECIPIENTS", number, "500", "To, Cc and Bcc together")
     public_url: str = setting("PUBLIC_URL", str, "http://127.0.0.1:8000", "where people reach this service")
+    google_client_id: str = setting(
+        "GOOGLE_CLIENT_ID", str, "", "this installation's OAuth client at Google; sign-in is off without it"
+    )
+    google_client_secret: Secret = setting("GOOGLE_CLIENT_SECRET", Secret, "", "that client's secret")
+    google_authorize_url: str = setting(
+        "GOOGLE_AUTHORIZE_URL",
+        endpoint,
+        "https://accounts.google.com/o/oauth2/v2/auth",
+        "where people sign in",
+    )
+    google_token_url: str = setting(
+        "GOOGLE_TOKEN_URL", endpoint, "https://oauth2.googleapis.com/token", "where tokens are issued"
+    )
+    google_jwks_url: str = setting(
+        "GOOGLE_JWKS_URL", endpoint, "https://www.googleapis.com/oauth2/v3/certs", "keys of its id tokens"
+    )
+    google_revoke_url: str = setting(
+        "GOOGLE_REVOKE_URL", endpoint, "https://oauth2.googleapis.com/revoke", "where tokens are revoked"
+    )
+    google_issuer: str = setting(
+        "GOOGLE_ISSUER", str, "https://accounts.google.com", "issuer of its id tokens"
+    )
+    microsoft_client_id: str = setting(
+        "MICROSOFT_CLIENT_ID",
+        str,
+        "",
+        "this installation's OAuth client at Microsoft; sign-in is off without it",
+    )
+    microsoft_client_secret: Secret = setting("MICROSOFT_CLIENT_SECRET", Secret, "", "that client's secret")
+    microsoft_authorize_url: str = setting(
+        "MICROSOFT_AUTHORIZE_URL",
+        endpoint,
+        "https://login.microsoftonline.com/common/oauth2/v2.0/authorize",
+        "where people sign in",
+    )
+    microsoft_token_url: str = setting(
+        "MICROSOFT_TOKEN_URL",
+        endpoint,
+        "https://login.microsoftonline.com/common/oauth2/v2.0/token",
+        "where tokens are issued",
+    )
+    microsoft_jwks_url: str = setting(
+        "MICROSOFT_JWKS_URL",
+        endpoint,
+        "https://login.microsoftonline.com/common/discovery/v2.0/keys",
+        "keys of its id tokens",
+    )
+    microsoft_issuer: str = setting(
+        "MICROSOFT_ISSUER",
+        str,
+        "https://login.microsoftonline.com/{tenantid}/v2.0",
+        "issuer of its id tokens; `{tenantid}` stands for the tenant of whoever signs in",
+    )
 
     @property
     def byo_email_enabled(self) -> bool:

@@ -4,12 +4,13 @@ Adapters implement these; `wiring` chooses which. Values in, values out: an adap
 foreign exceptions itself and never lets one through that could hold a secret.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
+from gobii_email.domain.oauth_tokens import Denied, OAuthService, Tokens
 from gobii_email.domain.outcomes import Lost, Outcome, SessionFacts
 from gobii_email.domain.quotas import Window
 from gobii_email.domain.secret import Secret
@@ -293,6 +294,50 @@ class Limiter(Protocol):
 
     def slots(self, scopes: Sequence[LimitScope], cost: int) -> datetime | None:
         """When `cost` further recipients have all been admitted, if nobody else sends; None when never."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignInRequest:
+    """One sign-in of the owner of `address`: `state` and `verifier` are ours alone until it is over."""
+
+    address: str
+    redirect_uri: str
+    state: Secret
+    nonce: str
+    verifier: Secret
+
+
+class TokenIssuer(Protocol):
+    """A provider of sign-ins with OAuth 2.0. Each call but the first is bounded in time and size."""
+
+    @property
+    def service(self) -> OAuthService: ...
+
+    @property
+    def revokes(self) -> bool:
+        """Whether the service has an endpoint to revoke tokens at."""
+
+    def authorize_url(self, request: SignInRequest) -> str:
+        """Where to send the person; asks nobody."""
+
+    def exchange(self, code: Secret, request: SignInRequest) -> Tokens | Denied: ...
+
+    def refresh(self, refresh_token: Secret, scope: str) -> Tokens | Denied:
+        """New tokens; `scope` is what was granted, "" when that is not known."""
+
+    def claims(self, id_token: Secret, nonce: str, access_token: Secret) -> Mapping[str, Any]:
+        """What a verified id token says of who signed in. Raises UnverifiedIdentity."""
+
+    def revoke(self, token: Secret) -> bool:
+        """Whether the service confirmed that the token and its grant are void. Never raises."""
+
+
+class UnverifiedIdentity(Exception):
+    """An id token that proves nothing: `error` is a short word for logs."""
+
+    def __init__(self, error: str) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 Clock = Callable[[], datetime]

@@ -1,18 +1,22 @@
 """The one place that knows which adapter is real."""
 
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from django.core.signals import setting_changed
 
 from gobii_email.adapters.celery_queue import CeleryDoorbell
 from gobii_email.adapters.dialer import DialPolicy
+from gobii_email.adapters.oauth import Endpoints, OAuthProvider
 from gobii_email.adapters.postmark import PostmarkTransport
 from gobii_email.adapters.redis_limiter import RedisLimiter
 from gobii_email.adapters.simulation import SimulationTransport
 from gobii_email.adapters.smtp import Deadlines, SmtpTransport
-from gobii_email.conf import config
+from gobii_email.conf import Config, config
 from gobii_email.domain.lifecycle import Provider
-from gobii_email.ports import Doorbell, Limiter, MailTransport
+from gobii_email.domain.oauth_tokens import SERVICES
+from gobii_email.ports import Doorbell, Limiter, MailTransport, TokenIssuer
 
 
 @lru_cache(maxsize=1)
@@ -49,6 +53,32 @@ def limiter() -> Limiter:
     return RedisLimiter(config().redis_url)
 
 
+@lru_cache(maxsize=1)
+def token_issuers() -> Mapping[str, TokenIssuer]:
+    """The services that this installation is registered at, by their key."""
+    found = {key: _endpoints(config(), key) for key in SERVICES}
+    return {
+        key: OAuthProvider(SERVICES[key], at)
+        for key, at in found.items()
+        if at.client_id and at.client_secret
+    }
+
+
+def _endpoints(settings: Config, key: str) -> Endpoints:
+    def of(name: str) -> Any:
+        return getattr(settings, f"{key}_{name}", "")
+
+    return Endpoints(
+        authorize=of("authorize_url"),
+        token=of("token_url"),
+        jwks=of("jwks_url"),
+        revoke=of("revoke_url"),
+        issuer=of("issuer"),
+        client_id=of("client_id"),
+        client_secret=of("client_secret"),
+    )
+
+
 def transport(provider: Provider) -> MailTransport:
     """The transport for mail without an account of its own. Raises ValueError for SMTP, which needs one."""
     match provider:
@@ -60,7 +90,7 @@ def transport(provider: Provider) -> MailTransport:
     raise ValueError(f"mail for {provider} goes through the account's own server")
 
 
-_MADE_ONCE = (doorbell, smtp_transport, limiter)
+_MADE_ONCE = (doorbell, smtp_transport, limiter, token_issuers)
 
 
 def _forget(**_: object) -> None:
