@@ -76,6 +76,7 @@ class Move(StrEnum):
     FOUND = "found"
     ABSENT = "absent"
     GIVEN_UP = "given up"
+    STILL_IN_DOUBT = "still in doubt"  # it was sent again without proof, and that came to nothing
 
 
 S = AttemptStatus
@@ -102,6 +103,7 @@ MOVES: dict[tuple[AttemptStatus, Move], AttemptStatus] = {
     (S.IN_DOUBT, Move.ABSENT): S.DEFERRED,
     (S.IN_DOUBT, Move.BOUNCED): S.FAILED,
     (S.IN_DOUBT, Move.GIVEN_UP): S.FAILED,
+    (S.DEFERRED, Move.STILL_IN_DOUBT): S.IN_DOUBT,
 }
 
 OPEN = frozenset({S.QUEUED, S.SENDING, S.IN_DOUBT})

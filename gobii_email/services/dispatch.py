@@ -118,4 +118,5 @@ def look_at_doubt(attempt: OutboundMessageAttempt, now: datetime) -> None:
         Move.ABSENT,
         evidence="No evidence came; sent again as the message asks (on_doubt=resend).",
         now=now,
+        is_proven=False,
     )

@@ -13,12 +13,16 @@ from datetime import datetime, timedelta
 from gobii_email.conf import config
 from gobii_email.domain.lifecycle import (
     OPEN,
+    REACHED,
     AttemptStatus,
     MessageStatus,
+    Move,
     OnDoubt,
     RecipientStatus,
+    after,
     message_status,
 )
+from gobii_email.domain.readings import Verdict
 from gobii_email.domain.retry_schedule import RetrySchedule
 from gobii_email.models import (
     OutboundMessageAttempt,
@@ -26,7 +30,7 @@ from gobii_email.models import (
     OutboundMessageRecipient,
     PersistentAgentMessage,
 )
-from gobii_email.services.tell import clock_time, event
+from gobii_email.services.tell import clock_time, event, tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,8 @@ def refresh_message(
     message = attempt.message
     if own is None:
         own, open_status = _locked_state(message.pk)
+        if open_status is None and _is_still_in_doubt(attempt, now):
+            own, open_status = _locked_state(message.pk)
     else:
         open_status = _open_status(attempt)
     status = message_status(
@@ -131,6 +137,32 @@ def refresh_message(
     for name, value in values.items():
         setattr(message, name, value)
     return status
+
+
+def _is_still_in_doubt(ended: OutboundMessageAttempt, now: datetime) -> bool:
+    """Returns to an earlier attempt that may have reached those whom `ended`, its repetition, did not.
+
+    A refusal of the second copy says nothing about the first one, so "failed" would be a guess.
+    """
+    if ended.number == 1:
+        return False
+    doubts = OutboundMessageAttempt.objects.filter(
+        message_id=ended.message_id, status=AttemptStatus.DEFERRED, verdict=Verdict.IN_DOUBT
+    )
+    doubtful = doubts.order_by("number").last()
+    if doubtful is None:
+        return False
+    unreached = OutboundMessageRecipient.objects.filter(
+        message_id=ended.message_id, address__in=set(ended.addresses) & set(doubtful.addresses)
+    ).exclude(status__in=[*REACHED, RecipientStatus.BOUNCED])
+    if not unreached.update(status=RecipientStatus.PENDING, attempt=doubtful):
+        return False
+    doubtful.status = after(AttemptStatus(doubtful.status), Move.STILL_IN_DOUBT)
+    doubtful.finished_at = None
+    doubtful.save(update_fields=["status", "finished_at"])
+    text = f"Attempt {ended.number} came to nothing, but attempt {doubtful.number} may have arrived."
+    tell([event(doubtful, "still_in_doubt", text, at=now)])
+    return True
 
 
 def _open_status(attempt: OutboundMessageAttempt) -> AttemptStatus | None:

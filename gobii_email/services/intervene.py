@@ -8,6 +8,7 @@ from django.utils import timezone
 from gobii_email import wiring
 from gobii_email.conf import config
 from gobii_email.domain.lifecycle import OPEN, AttemptStatus, Move, RecipientStatus
+from gobii_email.domain.readings import Verdict
 from gobii_email.models import OutboundMessageAttempt, OutboundMessageRecipient, PersistentAgentMessage
 from gobii_email.ports import Hint
 from gobii_email.services.end import end_unsent
@@ -122,6 +123,10 @@ def resolve_by_hand(message: PersistentAgentMessage, how: str, *, by: str = "") 
     }
     now = timezone.now()
     with transaction.atomic():
+        if how == "failed":
+            # The word is about the message: no earlier doubt comes back.
+            doubts = OutboundMessageAttempt.objects.filter(message=message, verdict=Verdict.IN_DOUBT)
+            doubts.exclude(pk=attempt.pk).update(verdict=Verdict.PERMANENT)
         if not resolve(attempt, RESOLUTIONS[how], evidence=_by(text[how], by), now=now):
             raise NotPossible("Somebody else has just settled it; look at it again.")
         if how == "resend":

@@ -9,6 +9,7 @@ from datetime import datetime
 from django.db import transaction
 
 from gobii_email.domain.lifecycle import AttemptStatus, Move, RecipientStatus, after
+from gobii_email.domain.readings import Verdict
 from gobii_email.models import OutboundMessageAttempt, OutboundMessageRecipient
 from gobii_email.services.follow import Next, queue_next, refresh_message
 from gobii_email.services.tell import event, tell
@@ -18,15 +19,23 @@ _RECIPIENTS = {
     Move.ABSENT: RecipientStatus.DEFERRED,
     Move.GIVEN_UP: RecipientStatus.REFUSED,
 }
+_VERDICTS = {
+    Move.FOUND: Verdict.ACCEPTED,
+    Move.ABSENT: Verdict.TEMPORARY,
+    Move.GIVEN_UP: Verdict.PERMANENT,
+}
 
 
-def resolve(attempt: OutboundMessageAttempt, move: Move, *, evidence: str, now: datetime) -> bool:
+def resolve(
+    attempt: OutboundMessageAttempt, move: Move, *, evidence: str, now: datetime, is_proven: bool = True
+) -> bool:
     """Ends the doubt about `attempt` as FOUND (it was sent), ABSENT (send again) or GIVEN_UP.
 
-    `evidence` is a sentence for the timeline. False when the attempt was not in doubt any more.
+    `evidence` is a sentence for the timeline. What is ABSENT without being proven so comes back as a doubt
+    when sending again comes to nothing. False when the attempt was not in doubt any more.
     """
     with transaction.atomic():
-        if not _write(attempt, move, evidence, now):
+        if not _write(attempt, move, evidence, now, is_proven=is_proven):
             return False
         recipients = OutboundMessageRecipient.objects.filter(attempt_id=attempt.pk)
         recipients.filter(status=RecipientStatus.PENDING).update(status=_RECIPIENTS[move])
@@ -36,14 +45,18 @@ def resolve(attempt: OutboundMessageAttempt, move: Move, *, evidence: str, now: 
         again = recipients.filter(status=RecipientStatus.DEFERRED).values_list("address", flat=True)
         if again:
             events.append(queue_next(attempt, list(again), Next(now, now), now))
-        refresh_message(attempt, now)
         tell(events)
+        refresh_message(attempt, now)
     return True
 
 
-def _write(attempt: OutboundMessageAttempt, move: Move, evidence: str, now: datetime) -> bool:
+def _write(
+    attempt: OutboundMessageAttempt, move: Move, evidence: str, now: datetime, *, is_proven: bool
+) -> bool:
     status = after(AttemptStatus.IN_DOUBT, move)
     values: dict[str, object] = {"status": status, "due_at": None, "finished_at": now}
+    if is_proven:
+        values["verdict"] = _VERDICTS[move]
     if move is Move.FOUND:
         values |= {"sent_at": attempt.marked_at or now, "error_code": "", "error_message": ""}
     if move is Move.GIVEN_UP:

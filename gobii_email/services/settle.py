@@ -109,8 +109,8 @@ def settle(
             events.append(queue_next(attempt, ending.judgement.to_retry, ending.following, now))
         if provider is Provider.SMTP:
             events += hold.react(attempt, ending.judgement, ending.said, now)
-        refresh_message(attempt, now, own=_statuses(ending) if attempt.number == 1 else None)
         tell(events)
+        refresh_message(attempt, now, own=_statuses(ending) if attempt.number == 1 else None)
     return True
 
 

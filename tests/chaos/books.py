@@ -92,8 +92,8 @@ def _judge_messages(books: Books, known: Mapping[str, Any], rows: Rows) -> None:
         books.statuses[row["status"]] += 1
         if row["status"] not in SETTLED | {"in_doubt"}:
             books.stuck.append(f"{row['subject']} is still {row['status']}")
-        # Withdrawn in the middle, where some of its recipients had been served already.
-        if submission.get("cancelled") and row["status"] not in {"cancelled", "partially_sent"}:
+        # Withdrawn in the middle: some of its recipients had been served already, or perhaps.
+        if submission.get("cancelled") and row["status"] not in {"cancelled", "partially_sent", "in_doubt"}:
             books.false_failed.append(f"{row['subject']} was withdrawn and is {row['status']}")
     for message_id in rows.messages.keys() - known.keys():
         books.ghosts.append(f"{rows.messages[message_id]['subject']} was never accepted from a caller")

@@ -46,6 +46,7 @@ in_doubt  confirmed             delivered
 in_doubt  absent                deferred
 in_doubt  bounced               failed
 in_doubt  given up              failed
+deferred  still in doubt        in_doubt
 """
 
 
@@ -70,10 +71,15 @@ def test_each_status_allows_exactly_the_moves_of_the_table(status: AttemptStatus
         assert status not in before(move)
 
 
-def test_what_failed_was_cancelled_or_deferred_never_moves_again() -> None:
+def test_what_failed_or_was_cancelled_never_moves_again() -> None:
     ended = set(AttemptStatus) - {source for source, _ in MOVES}
-    assert ended == {AttemptStatus.FAILED, AttemptStatus.CANCELLED, AttemptStatus.DEFERRED}
+    assert ended == {AttemptStatus.FAILED, AttemptStatus.CANCELLED}
     assert not ended & OPEN
+
+
+def test_what_was_deferred_can_only_become_doubtful_again() -> None:
+    moves = {target for (source, _), target in MOVES.items() if source is AttemptStatus.DEFERRED}
+    assert moves == {AttemptStatus.IN_DOUBT}
 
 
 def test_every_open_status_can_end() -> None:
