@@ -97,6 +97,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "anymail",
+    "django_htmx",
     "gobii_email",
 ]
 MIDDLEWARE = [
@@ -108,6 +109,8 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+    "gobii_email.console.csp.ContentSecurityPolicy",
 ]
 ROOT_URLCONF = "gobii_email.urls"
 WSGI_APPLICATION = "gobii_email.wsgi.application"

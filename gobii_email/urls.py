@@ -5,7 +5,8 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 
 urlpatterns = [
-    path("", RedirectView.as_view(pattern_name="admin:index")),
+    path("", RedirectView.as_view(pattern_name="console:overview")),
     path("admin/", admin.site.urls),
+    path("console/", include("gobii_email.console.urls")),
     path("anymail/", include("gobii_email.webhooks")),
 ]

@@ -1,0 +1,192 @@
+"""Pages of messages: the list, one message, the frame with its HTML, and what may be done about it."""
+
+from typing import Any
+from uuid import UUID
+
+from django.contrib import messages as notices
+from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.shortcuts import redirect, render
+from django.views.decorators.clickjacking import xframe_options_sameorigin
+
+from gobii_email.console import audit
+from gobii_email.console.access import page, require_right
+from gobii_email.console.forms import FilterForm, ReasonForm
+from gobii_email.domain.lifecycle import MessageStatus, Provider
+from gobii_email.models import FrozenMessage, OutboundMessageAttempt, PersistentAgentMessage
+from gobii_email.services import act, browse, preview
+from gobii_email.services.browse import Wanted, Whose
+from gobii_email.services.guard import message_version
+from gobii_email.services.intervene import NotPossible
+from gobii_email.services.status import DeliveryStatus, delivery_status, is_over
+
+VIEWS = {"story": "Timeline", "text": "Text", "html": "HTML", "headers": "Headers", "raw": "Raw"}
+_CHANGED = (
+    "It changed since this page was shown: it is {status} now. Nothing was done; look again and decide."
+)
+
+
+@page()
+def messages(request: HttpRequest, whose: Whose) -> HttpResponse:
+    form = FilterForm(request.GET, whose)
+    form.is_valid()
+    found = _page(whose, form.wanted(), request)
+    context = {
+        "form": form,
+        "page": found,
+        "is_filtered": bool(_filters(request)),
+        "older": _older(request, found),
+    }
+    return render(request, "console/messages.html", context, status=422 if form.errors else 200)
+
+
+@page()
+def simulation(request: HttpRequest, whose: Whose) -> HttpResponse:
+    found = _page(whose, Wanted(transport=Provider.SIMULATION), request)
+    return render(request, "console/simulation.html", {"page": found, "older": _older(request, found)})
+
+
+def _page(whose: Whose, wanted: Wanted, request: HttpRequest) -> browse.Page:
+    try:
+        return browse.messages(whose, wanted, request.GET.get("from", ""))
+    except ValueError:
+        raise Http404 from None
+
+
+def _filters(request: HttpRequest) -> QueryDict:
+    filters = request.GET.copy()
+    filters.pop("from", None)
+    for name in [name for name, value in filters.items() if not value]:
+        del filters[name]
+    return filters
+
+
+def _older(request: HttpRequest, found: browse.Page) -> str:
+    if not found.older:
+        return ""
+    filters = _filters(request)
+    filters["from"] = found.older
+    return f"?{filters.urlencode()}"
+
+
+# One message
+
+
+@page()
+def message(request: HttpRequest, whose: Whose, pk: UUID) -> HttpResponse:
+    row = _message(whose, pk)
+    view = request.GET.get("show", "story")
+    if view not in VIEWS:
+        raise Http404
+    context = _context(row, view)
+    if request.htmx and request.GET.get("seen") == context["seen"]:  # type: ignore[attr-defined]
+        return HttpResponse(status=204)
+    return render(request, "console/message.html", context)
+
+
+def _message(whose: Whose, pk: UUID) -> PersistentAgentMessage:
+    rows = whose.messages().select_related("owner_agent", "from_endpoint__agentemailaccount")
+    found = rows.defer("raw_payload", "body").filter(pk=pk).first()
+    if found is None:
+        raise Http404
+    return found
+
+
+def _context(row: PersistentAgentMessage, view: str) -> dict[str, Any]:
+    report = delivery_status(row)
+    frozen = FrozenMessage.objects.filter(message=row)
+    return {
+        "message": row,
+        "report": report,
+        "attempts": _attempts(row, report),
+        "timeline": _timeline(report),
+        "is_over": is_over(report.status),
+        "is_in_doubt": report.status == MessageStatus.IN_DOUBT,
+        "acts": act.acts_for(row),
+        "reason": ReasonForm(),
+        "version": message_version(row, len(report.attempts)),
+        "seen": f"{len(report.timeline)}.{report.status}.{report.waiting_for or ''}",
+        "views": VIEWS,
+        "view": view,
+        "attachments": list(row.attachments.only("filename", "content_type", "file_size")),
+        "notes": audit.notes_about(row),
+        **_content(frozen, view),
+    }
+
+
+def _content(frozen: Any, view: str) -> dict[str, Any]:
+    """What the chosen view shows; the bytes are read only where they are shown."""
+    if view == "text":
+        found = frozen.only("text", "size").first()
+        return {"frozen": found, "content": found.text if found else ""}
+    if view in {"headers", "raw"}:
+        found = frozen.defer("html", "text").first()
+        read = preview.raw_headers if view == "headers" else preview.raw
+        return {"frozen": found, "content": read(found) if found else ""}
+    return {"frozen": frozen.only("size").first()}
+
+
+def _attempts(row: PersistentAgentMessage, report: DeliveryStatus) -> list[dict[str, Any]]:
+    """The attempts with how long each stage took."""
+    rows = OutboundMessageAttempt.objects.filter(message=row)
+    facts = {str(found.pk): found for found in rows.only("stage_ms", "tls", "peer_address")}
+    return [
+        {"report": told, "facts": facts[told.attempt_id]}
+        for told in report.attempts
+        if told.attempt_id in facts
+    ]
+
+
+def _timeline(report: DeliveryStatus) -> list[dict[str, Any]]:
+    """What happened, each with how long after the thing before."""
+    before = [None, *report.timeline[:-1]]
+    return [
+        {"entry": entry, "after": None if last is None else entry.at - last.at}
+        for entry, last in zip(report.timeline, before, strict=False)
+    ]
+
+
+@page()
+@xframe_options_sameorigin
+def html(request: HttpRequest, whose: Whose, pk: UUID) -> HttpResponse:
+    """The HTML in a document of its own that can do nothing, for the frame of the message's page."""
+    frozen = FrozenMessage.objects.filter(message=_message(whose, pk)).first()
+    if frozen is None:
+        raise Http404
+    document = preview.as_document(frozen)
+    headers = {"Content-Security-Policy": document.policy, "Referrer-Policy": "no-referrer"}
+    return HttpResponse(document.html, headers=headers)
+
+
+@page("POST")
+def do(request: HttpRequest, whose: Whose, pk: UUID, name: str) -> HttpResponse:
+    """One act about a message, if it still is as it was shown."""
+    row = _message(whose, pk)
+    require_right(request, "change_persistentagentmessage", row.owner_agent and row.owner_agent.user_id)
+    wanted = act.ACTS.get(name)
+    if wanted is None:
+        raise Http404
+    reason = ReasonForm(request.POST)
+    if not reason.is_valid():
+        return _refused(request, row, reason, "The reason is too long.", 422)
+    if request.POST.get("version") != message_version(row, row.attempts.count()):
+        return _refused(request, row, reason, _CHANGED.format(status=_word(row)), 409)
+    try:
+        done = act.perform(wanted, row, by=request.user.get_username())
+    except NotPossible as refused:
+        row.refresh_from_db(fields=["latest_status"])
+        return _refused(request, row, reason, str(refused), 409)
+    audit.note(request, row, f"{wanted.button}: {done}", reason.cleaned_data["reason"])
+    notices.success(request, done)
+    return redirect("console:message", pk=pk)
+
+
+def _word(row: PersistentAgentMessage) -> str:
+    return str(row.latest_status).replace("_", " ")
+
+
+def _refused(
+    request: HttpRequest, row: PersistentAgentMessage, reason: ReasonForm, text: str, status: int
+) -> HttpResponse:
+    """The page as it is now, with what was typed."""
+    context = _context(row, "story") | {"reason": reason, "problem": text}
+    return render(request, "console/message.html", context, status=status)

@@ -1,0 +1,34 @@
+"""The console's addresses, below wherever the project puts them; names begin with `console:`."""
+
+from django.contrib.auth.views import LoginView, LogoutView
+from django.urls import path, reverse_lazy
+from django.views.decorators.cache import never_cache
+
+from gobii_email.console import accounts, mail, overview
+
+app_name = "console"
+
+_sign_in = LoginView.as_view(
+    template_name="console/login.html",
+    redirect_authenticated_user=True,
+    next_page=reverse_lazy("console:overview"),
+)
+
+urlpatterns = [
+    path("", overview.show, name="overview"),
+    path("login/", _sign_in, name="login"),
+    path("logout/", never_cache(LogoutView.as_view(next_page=reverse_lazy("console:login"))), name="logout"),
+    path("messages/", mail.messages, name="messages"),
+    path("messages/<uuid:pk>/", mail.message, name="message"),
+    path("messages/<uuid:pk>/html/", mail.html, name="message_html"),
+    path("messages/<uuid:pk>/do/<slug:name>/", mail.do, name="message_do"),
+    path("simulation/", mail.simulation, name="simulation"),
+    path("accounts/", accounts.accounts, name="accounts"),
+    path("accounts/<uuid:pk>/", accounts.account, name="account"),
+    path("accounts/<uuid:pk>/settings/", accounts.save, name="account_save"),
+    path("accounts/<uuid:pk>/pause/", accounts.pause, name="account_pause"),
+    path("accounts/<uuid:pk>/resume/", accounts.resume, name="account_resume"),
+    path("accounts/<uuid:pk>/switch/", accounts.switch, name="account_switch"),
+    path("accounts/<uuid:pk>/test/", accounts.test, name="account_test"),
+    path("accounts/<uuid:pk>/delete/", accounts.delete, name="account_delete"),
+]

@@ -1,0 +1,1 @@
+"""What the templates of the console say with a word of their own."""
