@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,6 +73,21 @@ def share(text: str) -> float:
 
 def networks(text: str) -> tuple[Network, ...]:
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def name_servers(text: str) -> tuple[tuple[str, int], ...]:
+    """`192.0.2.53`, `192.0.2.53:5300` or `[2001:db8::53]:5300`, any number of them: (address, port) each."""
+    return tuple(_name_server(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _name_server(text: str) -> tuple[str, int]:
+    try:
+        return str(ip_address(text)), 53
+    except ValueError:
+        host, _, port = text.rpartition(":")
+    if not 1 <= number(port) <= 65535:
+        raise ValueError("ports are numbers from 1 to 65535")
+    return str(ip_address(host.removeprefix("[").removesuffix("]"))), number(port)
 
 
 def ports(text: str) -> frozenset[int]:
@@ -182,6 +197,12 @@ class Config:
     breaker_pause: timedelta = setting(
         "GOBII_BREAKER_PAUSE", span, "5s", "no ring is tried for this long after the broker failed"
     )
+    dns_deadline: timedelta = setting(
+        "GOBII_DNS_DEADLINE", span, "5s", "total, for all questions about the domain of one mailbox"
+    )
+    dns_servers: tuple[tuple[str, int], ...] = setting(
+        "GOBII_DNS_SERVERS", name_servers, "", "name servers to ask about such domains; empty: the system's"
+    )
     max_message_bytes: int = setting("GOBII_MAX_MESSAGE_BYTES", number, "25000000", "of one serialised mail")
     max_recipients: int = setting("GOBII_MAX_RECIPIENTS", number, "500", "To, Cc and Bcc together")
     public_url: str = setting("PUBLIC_URL", str, "http://127.0.0.1:8000", "where people reach this service")
@@ -289,11 +310,14 @@ def load() -> Config:
 
 def _typed(given: object, parse: Callable[[str], Any]) -> object:
     """A Django setting may already be of the right type; lists are read like their text form."""
-    if isinstance(given, (list, tuple, set, frozenset)) and parse in {networks, ports, parse_rollout}:
+    if isinstance(given, (list, tuple, set, frozenset)) and parse in _LISTS:
         return parse(",".join(str(item) for item in given))
     if isinstance(given, int) and not isinstance(given, bool) and parse in {span, share}:
         return parse(str(given))
     return given
+
+
+_LISTS = {networks, ports, name_servers, parse_rollout}
 
 
 @lru_cache(maxsize=1)

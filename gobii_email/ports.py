@@ -4,12 +4,13 @@ Adapters implement these; `wiring` chooses which. Values in, values out: an adap
 foreign exceptions itself and never lets one through that could hold a secret.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol
 
+from gobii_email.domain.mail_services import ServiceRecord
 from gobii_email.domain.oauth_tokens import Denied, OAuthService, Tokens
 from gobii_email.domain.outcomes import Lost, Outcome, SessionFacts
 from gobii_email.domain.quotas import Window
@@ -338,6 +339,19 @@ class UnverifiedIdentity(Exception):
     def __init__(self, error: str) -> None:
         super().__init__(error)
         self.error = error
+
+
+class DomainInquiry(Protocol):
+    """Questions to DNS about one domain, within one deadline that began when it was made. Never raises."""
+
+    is_complete: bool
+    """Whether every question so far got an answer."""
+
+    def exchangers_and_services(self, domain: str) -> tuple[Sequence[str], Sequence[ServiceRecord]]:
+        """The domain's best mail exchangers, and the servers that it announces for mail programs."""
+
+    def may_be_dialled(self, servers: Sequence[tuple[str, int]]) -> Set[tuple[str, int]]:
+        """Those of `servers`, as (host, port), that exist and are allowed; none of them is dialled."""
 
 
 Clock = Callable[[], datetime]

@@ -8,6 +8,7 @@ from django.core.signals import setting_changed
 
 from gobii_email.adapters.celery_queue import CeleryDoorbell
 from gobii_email.adapters.dialer import DialPolicy
+from gobii_email.adapters.dns import DnsInquiry
 from gobii_email.adapters.oauth import Endpoints, OAuthProvider
 from gobii_email.adapters.postmark import PostmarkTransport
 from gobii_email.adapters.redis_limiter import RedisLimiter
@@ -16,7 +17,7 @@ from gobii_email.adapters.smtp import Deadlines, SmtpTransport
 from gobii_email.conf import Config, config
 from gobii_email.domain.lifecycle import Provider
 from gobii_email.domain.oauth_tokens import SERVICES
-from gobii_email.ports import Doorbell, Limiter, MailTransport, TokenIssuer
+from gobii_email.ports import DomainInquiry, Doorbell, Limiter, MailTransport, TokenIssuer
 
 
 @lru_cache(maxsize=1)
@@ -34,7 +35,7 @@ def doorbell() -> Doorbell:
 def smtp_transport() -> SmtpTransport:
     settings = config()
     return SmtpTransport(
-        DialPolicy(allowed_networks=settings.allowed_networks, allowed_ports=settings.allowed_ports),
+        _dial_policy(),
         Deadlines(
             connect=settings.deadline_connect,
             banner=settings.deadline_step,
@@ -77,6 +78,17 @@ def _endpoints(settings: Config, key: str) -> Endpoints:
         client_id=of("client_id"),
         client_secret=of("client_secret"),
     )
+
+
+def domain_inquiry() -> DomainInquiry:
+    """A new one for each domain that is asked about: its deadline begins now."""
+    settings = config()
+    return DnsInquiry(settings.dns_deadline, _dial_policy(), settings.dns_servers)
+
+
+def _dial_policy() -> DialPolicy:
+    settings = config()
+    return DialPolicy(allowed_networks=settings.allowed_networks, allowed_ports=settings.allowed_ports)
 
 
 def transport(provider: Provider) -> MailTransport:

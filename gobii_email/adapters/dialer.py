@@ -208,7 +208,7 @@ def resolve_and_vet(host: str, port: int, policy: DialPolicy, deadline: Deadline
     name = ascii_host(host)
     literal = ip_literal(name)
     addresses = [literal] if literal else _resolve(name, port, policy.resolver, deadline)
-    must_be_opened = literal is not None or _is_local_name(name)
+    must_be_opened = literal is not None or is_local_name(name)
     for address in addresses:
         if not _may_be_dialled(address, policy, must_be_opened=must_be_opened):
             raise DialFailed(Cause.ADDRESS_NOT_ALLOWED, _NOT_ALLOWED.format(host=_shown(host)))
@@ -362,7 +362,8 @@ def _unmapped(address: Address) -> Address:
     return address
 
 
-def _is_local_name(name: str) -> bool:
+def is_local_name(name: str) -> bool:
+    """Whether `name` is one that only a private network knows, by its form alone."""
     return "." not in name or any(name.endswith("." + suffix) for suffix in _LOCAL_SUFFIXES)
 
 

@@ -8,6 +8,7 @@ caller's defaults hold.
 import tomllib
 from dataclasses import dataclass
 from datetime import date
+from difflib import get_close_matches
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import cache
@@ -114,6 +115,12 @@ def provider_of_mx(host: str) -> Provider | None:
     wanted = f".{_name(host)}"
     fitting = [(s, p) for p in providers() for s in p.mx_suffixes if wanted.endswith(f".{s}")]
     return max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else None
+
+
+def similar_domain(domain: str) -> str:
+    """The domain of the table that `domain` may be a slip of the keyboard for; empty when none is close."""
+    known = [name for provider in providers() for name in provider.domains]
+    return next(iter(get_close_matches(_name(domain), known, 1, cutoff=0.85)), "")
 
 
 def _name(host: str) -> str:
