@@ -13,6 +13,7 @@ from opentelemetry import trace
 from opentelemetry.propagate import extract, inject
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
+from gobii_email.domain.oauth_tokens import Denied, Tokens
 from gobii_email.domain.outcomes import Accepted, Lost, Outcome, Refused
 from gobii_email.domain.redaction import without, without_addresses, without_credentials
 from gobii_email.domain.smtp_replies import safe_text
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 ENQUEUE = "email.enqueue"
 SMTP_SEND = "email.smtp.send"
+OAUTH_REFRESH = "oauth.refresh"
 FAILURE = "email.failure"
 
 
@@ -99,6 +101,38 @@ def smtp_send(
         except Exception as problem:
             send.crashed(problem)
             raise
+
+
+class RefreshSpan:
+    """The span `oauth.refresh` of one renewal of an account's access token."""
+
+    def __init__(self, span: Span, facts: dict[str, object]) -> None:
+        self._span = span
+        self._facts = facts
+
+    def ended(self, answer: Tokens | Denied) -> None:
+        """Notes whether there are new tokens, and by the provider's short code why not."""
+        if isinstance(answer, Tokens):
+            logger.info("oauth.refreshed", extra=self._facts)
+            return
+        self._span.set_attribute("error.type", answer.error)
+        self._span.set_status(Status(StatusCode.ERROR, answer.text))
+        logger.warning(
+            "oauth.refresh_failed", extra=self._facts | {"error": answer.error, "why": str(answer.reason)}
+        )
+
+
+@contextmanager
+def oauth_refresh(provider: str, account_id: str) -> Iterator[RefreshSpan]:
+    """Opens `oauth.refresh` around the request for new tokens."""
+    with _tracer().start_as_current_span(
+        OAUTH_REFRESH,
+        kind=SpanKind.CLIENT,
+        attributes={"oauth.provider": provider},
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        yield RefreshSpan(span, {"provider": provider, "account_id": account_id})
 
 
 @contextmanager

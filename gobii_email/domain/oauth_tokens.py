@@ -199,6 +199,11 @@ def granted(service: OAuthService, scope: str) -> tuple[str, ...]:
     return tuple(one for one in service.asks if not named or one.lower() in named)
 
 
+def granted_text(service: OAuthService, scope: str) -> str:
+    """`granted` as it is stored: never empty, which stands for tokens of which nothing is known."""
+    return " ".join(granted(service, scope)) or "none"
+
+
 def may_send(service: OAuthService | None, scope: str) -> bool:
     """Whether a sign-in with `scope` lets mail be sent; where nothing is known, the server will say."""
     return _allows(service.sends if service else "", scope)

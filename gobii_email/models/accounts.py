@@ -18,7 +18,7 @@ from gobii_email.domain.classification import AccountState
 from gobii_email.domain.oauth_tokens import (
     OAuthService,
     Tokens,
-    granted,
+    granted_text,
     may_receive,
     may_send,
     service_named,
@@ -374,6 +374,11 @@ class AgentEmailOAuthCredential(models.Model):
         return service_named(self.provider)
 
     @property
+    def is_signed_in(self) -> bool:
+        """Whether the owner signed in here; otherwise the tokens were given by a document."""
+        return bool(self.metadata.get("mailbox"))
+
+    @property
     def may_send(self) -> bool:
         """Whether sending was allowed at the sign-in, as far as its scopes are known."""
         return may_send(self.service, self.scope)
@@ -394,9 +399,11 @@ class AgentEmailOAuthCredential(models.Model):
         self.refresh_from_db()
         return self.refresh_lease == lease
 
-    def end_refresh(self, *, blocked_until: datetime | None = None, error: str = "") -> bool:
+    def end_refresh(
+        self, *, blocked_until: datetime | None = None, error: str = "", **values: object
+    ) -> bool:
         """Gives the lease back; False when it was not ours any more, and nothing is written."""
-        return self._write_under_lease(refresh_blocked_until=blocked_until, refresh_error=error)
+        return self._write_under_lease(refresh_blocked_until=blocked_until, refresh_error=error, **values)
 
     def keep_tokens(self, tokens: Tokens, now: datetime) -> bool:
         """Writes renewed tokens and gives the lease back, in one statement; False as for `end_refresh`."""
@@ -415,7 +422,7 @@ class AgentEmailOAuthCredential(models.Model):
         """Sets what a sign-in granted, to be saved; a renewal under way elsewhere comes too late then."""
         self._set(tokens, now)
         if self.service is not None:
-            self.scope = " ".join(granted(self.service, tokens.scope))
+            self.scope = granted_text(self.service, tokens.scope)
         self.refresh_lease = self.refresh_blocked_until = None
         self.refresh_error = ""
 
@@ -427,7 +434,7 @@ class AgentEmailOAuthCredential(models.Model):
         self.expires_at = None if tokens.lasts is None else now + tokens.lasts
         self.token_type = "Bearer"  # noqa: S105
         if tokens.scope and self.service is not None:
-            self.scope = " ".join(granted(self.service, tokens.scope))
+            self.scope = granted_text(self.service, tokens.scope)
 
     def _write_under_lease(self, **values: object) -> bool:
         rows = type(self)._default_manager.filter(pk=self.pk, refresh_lease=self.refresh_lease)

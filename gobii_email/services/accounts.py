@@ -22,6 +22,8 @@ from gobii_email.domain.account_document import (
     host_name,
     read_document,
 )
+from gobii_email.domain.oauth_tokens import OAuthService
+from gobii_email.domain.providers import provider_of_host
 from gobii_email.domain.secret import Secret
 from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import (
@@ -33,6 +35,7 @@ from gobii_email.models import (
     PersistentAgentEmailEndpoint,
 )
 from gobii_email.services import hold
+from gobii_email.services.renew import revoke
 
 __all__ = [
     "InvalidAccount",
@@ -44,6 +47,7 @@ __all__ = [
     "enable",
     "find_account",
     "save_account",
+    "takes_tokens",
 ]
 
 SIDES = {"smtp": "is_outbound_enabled", "imap": "is_inbound_enabled"}
@@ -198,6 +202,9 @@ def _keep_tokens(account: AgentEmailAccount, tokens: OAuthTokens) -> None:
     if tokens.access_token is not None:
         credential.set_access_token(tokens.access_token)
         credential.expires_at = tokens.expires_at
+        # Nobody signed in for these, so nothing is known of what they allow.
+        credential.scope, credential.metadata = "", {}
+        credential.refresh_lease = credential.refresh_blocked_until = None
     if tokens.refresh_token is not None:
         credential.set_refresh_token(tokens.refresh_token)
     credential.save()
@@ -235,7 +242,7 @@ def edit_account(
     account.connection_mode = (
         account.ConnectionMode.OAUTH2 if account.AuthMode.OAUTH2 in modes else account.ConnectionMode.CUSTOM
     )
-    problems += _model_problems(account)
+    problems += _model_problems(account) + ([] if has_new_token else _sign_in_problems(account))
     if problems:
         raise InvalidAccount(_first_of_each_field(problems))
     return frozenset(field for field, value in before.items() if value != getattr(account, field))
@@ -371,11 +378,11 @@ def _forbidden(account: AgentEmailAccount, side: str, before: Mapping[str, objec
 
 def _may_be_private(host: str) -> bool:
     """Whether `host` may lie in a network opened here; for names only the dial can tell."""
-    networks = config().allowed_networks
     try:
-        return any(ip_address(host) in network for network in networks)
+        ip_address(host)
     except ValueError:
-        return bool(networks)
+        return bool(config().allowed_networks)
+    return _is_opened(host)
 
 
 def _model_problems(account: AgentEmailAccount) -> list[Problem]:
@@ -390,6 +397,44 @@ def _model_problems(account: AgentEmailAccount) -> list[Problem]:
     return []
 
 
+def _sign_in_problems(account: AgentEmailAccount) -> list[Problem]:
+    """What the sign-in of the account's owner does not cover; of tokens from a document nothing is known."""
+    sides = [side for side in SIDES if getattr(account, f"{side}_auth") == account.AuthMode.OAUTH2]
+    credential = AgentEmailOAuthCredential.objects.filter(account=account.pk).first() if sides else None
+    service = credential.service if credential and credential.is_signed_in else None
+    if credential is None or service is None:
+        return []
+    is_allowed = {"smtp": credential.may_send, "imap": credential.may_receive}
+    problems = []
+    for side in sides:
+        if not takes_tokens(getattr(account, f"{side}_host"), service):
+            reason = f"it is no server of {service.name}, and only those are shown its tokens."
+            problems.append(Problem(f"{side}_host", reason, "Use a password there, or disconnect first."))
+        if getattr(account, SIDES[side]) and not is_allowed[side]:
+            what = "sending" if side == "smtp" else "receiving"
+            reason = f"{what} was not allowed when the mailbox was connected with {service.name}."
+            problems.append(Problem(SIDES[side], reason, f"Connect it again and allow {what}."))
+    return problems
+
+
+def takes_tokens(host: str, service: OAuthService) -> bool:
+    """Whether `host` may be shown tokens that somebody signed in to `service` for; also where none is named.
+
+    A token opens the whole mailbox, so it goes to the service's own servers and to addresses in networks
+    that the operator has opened, and to no other host that somebody typed in.
+    """
+    known = provider_of_host(host)
+    is_its_own = known is not None and known.id in service.mail_providers
+    return not host or is_its_own or _is_opened("127.0.0.1" if host == "localhost" else host)
+
+
+def _is_opened(address: str) -> bool:
+    try:
+        return any(ip_address(address) in network for network in config().allowed_networks)
+    except ValueError:
+        return False
+
+
 # Directions
 
 
@@ -399,7 +444,7 @@ def enable(account: AgentEmailAccount, *, outbound: bool = False, inbound: bool 
         account = _locked(account)
         account.is_outbound_enabled = account.is_outbound_enabled or outbound
         account.is_inbound_enabled = account.is_inbound_enabled or inbound
-        problems = _model_problems(account)
+        problems = _model_problems(account) + _sign_in_problems(account)
         if problems:
             raise InvalidAccount([Problem(_key(field), *rest) for field, *rest in problems])
         save_account(account, SIDES.values())
@@ -419,8 +464,11 @@ def disable(
 
 
 def delete(account: AgentEmailAccount) -> None:
-    """Removes the account and its secrets. Its endpoint and all message history stay."""
+    """Removes the account and its secrets, and revokes its tokens. Its endpoint and all history stay."""
+    credential = AgentEmailOAuthCredential.objects.filter(account=account.pk).first()
     account.delete()
+    if credential is not None:
+        transaction.on_commit(lambda: revoke(credential))
 
 
 def _locked(account: AgentEmailAccount) -> AgentEmailAccount:

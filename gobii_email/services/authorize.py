@@ -1,0 +1,440 @@
+"""Connecting a mailbox by signing in with its provider, and disconnecting it again.
+
+A sign-in belongs to one user, account and provider, and is good once, for ten minutes. Whose mailbox was
+signed in to is taken from the verified id token alone, and has to be the account's own address. How the
+tokens are kept fresh afterwards is told in renew.
+"""
+
+import hashlib
+import logging
+import secrets
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.db import transaction
+from django.utils import timezone
+
+from gobii_email import wiring
+from gobii_email.domain.account_document import InvalidAccount
+from gobii_email.domain.classification import AccountState
+from gobii_email.domain.oauth_tokens import (
+    Denied,
+    OAuthService,
+    Tokens,
+    granted,
+    is_personal,
+    mailboxes_of,
+    service_named,
+)
+from gobii_email.domain.providers import providers
+from gobii_email.domain.secret import Secret
+from gobii_email.encryption import SecretContext, SecretsEncryption, SecretUnreadable
+from gobii_email.models import AgentEmailAccount, AgentEmailOAuthCredential, OAuthRequest
+from gobii_email.ports import SignInRequest, TokenIssuer, UnverifiedIdentity
+from gobii_email.services import hold
+from gobii_email.services.accounts import SIDES, disable, edit_account, save_account, takes_tokens
+from gobii_email.services.record import release_connection
+from gobii_email.services.renew import (
+    ReconnectNeeded,
+    TokenUnavailable,
+    access_token,
+    renewed_token,
+    revoke,
+)
+
+__all__ = [
+    "AuthorizationRefused",
+    "Disconnected",
+    "ReconnectNeeded",
+    "TokenUnavailable",
+    "access_token",
+    "begin",
+    "configured_providers",
+    "deny",
+    "disconnect",
+    "finish",
+    "renewed_token",
+]
+
+logger = logging.getLogger(__name__)
+
+GOOD_FOR = timedelta(minutes=10)
+KEPT_FOR = timedelta(days=1)
+"""How long a sign-in is remembered after its end, so that a second use of it is told from a forged one."""
+
+User = AbstractBaseUser | None
+
+
+class AuthorizationRefused(Exception):
+    """No sign-in came about: one sentence with the reason and what to do. Nothing was changed.
+
+    `why` is a short word for logs. `spares_grant` says that what the provider granted is needed elsewhere.
+    """
+
+    def __init__(self, why: str, text: str, *, spares_grant: bool = False) -> None:
+        super().__init__(text)
+        self.why = why
+        self.spares_grant = spares_grant
+
+
+def configured_providers() -> tuple[str, ...]:
+    """The services that people can sign in with here: "google", "microsoft"."""
+    return tuple(wiring.token_issuers())
+
+
+# The way to the provider and back
+
+
+def begin(account: AgentEmailAccount, provider: str, user: User, redirect_uri: str) -> str:
+    """Where to send `user` to sign in to the mailbox of `account`. Raises AuthorizationRefused.
+
+    The provider sends them back to `redirect_uri`, exactly as it is registered there: https, or http on the
+    loopback address.
+    """
+    issuer = _issuer(provider)
+    _require_safe(redirect_uri)
+    _sides_for(account, issuer.service)
+    request = SignInRequest(
+        address=account.endpoint.address,
+        redirect_uri=redirect_uri,
+        state=Secret(secrets.token_urlsafe(32)),
+        nonce=secrets.token_urlsafe(32),
+        verifier=Secret(secrets.token_urlsafe(64)),
+    )
+    now = timezone.now()
+    OAuthRequest.objects.filter(expires_at__lt=now - KEPT_FOR).delete()
+    OAuthRequest.objects.create(
+        state_sha256=_digest(request.state.reveal()),
+        account=account,
+        user_id=_id_of(user),
+        provider=issuer.service.key,
+        redirect_uri=redirect_uri,
+        nonce=request.nonce,
+        verifier_encrypted=SecretsEncryption.from_settings().encrypt(
+            request.verifier, _context(account.pk, issuer.service.key)
+        ),
+        expires_at=now + GOOD_FOR,
+    )
+    return issuer.authorize_url(request)
+
+
+def finish(
+    state: str,
+    code: str,
+    user: User,
+    *,
+    provider: str | None = None,
+    account: AgentEmailAccount | None = None,
+) -> AgentEmailAccount:
+    """Connects the account that the sign-in was begun for, with what `code` is exchanged for.
+
+    `provider` and `account` are compared with those it was begun for, where the caller knows them. Raises
+    AuthorizationRefused; the tokens of a sign-in that is refused are revoked and never stored. Directions
+    stay as they are where the settings do: others are to be tested before they are switched on.
+    """
+    row = _used(state, user, provider, account)
+    try:
+        return _finished(row, Secret(code))
+    except AuthorizationRefused as refusal:
+        logger.warning(
+            "oauth.refused",
+            extra={
+                "account_id": str(row.account_id),
+                "provider": row.provider,
+                "why": refusal.why,
+            },
+        )
+        raise
+    finally:
+        release_connection()
+
+
+def deny(state: str, error: str, user: User) -> str:
+    """Ends a sign-in that the provider answered with `error`; says in a sentence what that means.
+
+    Raises AuthorizationRefused for a sign-in that is not this user's, or over.
+    """
+    row = _used(state, user, None, None)
+    name = _name(row.provider)
+    if error == "access_denied":
+        return f"{name} was not allowed to give access, so nothing was connected. Sign in again to allow it."
+    return f"{name} did not complete the sign-in, so nothing was connected. Try again in a few minutes."
+
+
+def _finished(row: OAuthRequest, code: Secret) -> AgentEmailAccount:
+    issuer = _issuer(row.provider)
+    request = _request_of(row)
+    release_connection()
+    answer = issuer.exchange(code, request)
+    if isinstance(answer, Denied):
+        raise AuthorizationRefused(answer.error, _without_code(issuer.service, answer))
+    try:
+        signed_in = _signed_in(issuer, answer, request)
+        return _connect(row.account_id, signed_in)
+    except AuthorizationRefused as refusal:
+        if not refusal.spares_grant:
+            issuer.revoke(answer.refresh_token or answer.access_token)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _SignedIn:
+    """A verified sign-in to the mailbox `address`."""
+
+    service: OAuthService
+    address: str
+    tokens: Tokens
+    claims: Mapping[str, Any]
+
+    @property
+    def allows(self) -> dict[str, bool]:
+        """Whether sending ("smtp") and receiving ("imap") were allowed."""
+        scopes = granted(self.service, self.tokens.scope)
+        return {"smtp": self.service.sends in scopes, "imap": self.service.receives in scopes}
+
+
+# Whose sign-in it is
+
+
+def _used(state: str, user: User, provider: str | None, account: AgentEmailAccount | None) -> OAuthRequest:
+    """The sign-in of `state`, used up by this call. Raises AuthorizationRefused, and then it is as before."""
+    now = timezone.now()
+    rows = OAuthRequest.objects.filter(state_sha256=_digest(state))
+    row = rows.select_related("account__endpoint").first()
+    if row is None:
+        raise AuthorizationRefused(
+            "unknown_state", "This sign-in is not known here. Begin again from the mailbox's page."
+        )
+    if row.user_id != _id_of(user):
+        raise AuthorizationRefused("other_user", "This sign-in was begun by another user. Begin it yourself.")
+    if account is not None and account.pk != row.account_id:
+        raise AuthorizationRefused(
+            "other_account", "This sign-in was begun for another mailbox. Begin again there."
+        )
+    if provider is not None and provider != row.provider:
+        text = f"This sign-in was begun with {_name(row.provider)}. Begin again with the other provider."
+        raise AuthorizationRefused("other_provider", text)
+    if row.expires_at <= now:
+        raise AuthorizationRefused("expired", "This sign-in took longer than ten minutes. Begin again.")
+    if not rows.filter(used_at__isnull=True).update(used_at=now):
+        raise AuthorizationRefused(
+            "replayed", "This sign-in has been used already. Begin again if it did not succeed."
+        )
+    return row
+
+
+def _request_of(row: OAuthRequest) -> SignInRequest:
+    try:
+        verifier = SecretsEncryption.from_settings().decrypt(
+            row.verifier_encrypted, _context(row.account_id, row.provider)
+        )
+    except SecretUnreadable:
+        text = "This sign-in was begun with another encryption key. Begin again."
+        raise AuthorizationRefused("verifier", text) from None
+    return SignInRequest(row.account.endpoint.address, row.redirect_uri, Secret(""), row.nonce, verifier)
+
+
+def _signed_in(issuer: TokenIssuer, tokens: Tokens, request: SignInRequest) -> _SignedIn:
+    """Raises AuthorizationRefused unless it is the very mailbox that the sign-in was begun for."""
+    service = issuer.service
+    if tokens.id_token is None:
+        raise AuthorizationRefused(
+            "no_identity", f"{service.name} did not say whose mailbox it is. Try again later."
+        )
+    try:
+        claims = issuer.claims(tokens.id_token, request.nonce, tokens.access_token)
+    except UnverifiedIdentity as problem:
+        text = f"What {service.name} said of the mailbox could not be verified. Begin again."
+        raise AuthorizationRefused(f"identity_{problem.error}", text) from None
+    mailboxes = mailboxes_of(service, claims)
+    if request.address.lower() not in mailboxes:
+        raise _other_mailbox(service, request.address, mailboxes)
+    return _SignedIn(service, request.address, tokens, claims)
+
+
+def _other_mailbox(service: OAuthService, wanted: str, mailboxes: tuple[str, ...]) -> AuthorizationRefused:
+    who = f"You signed in to {mailboxes[0]}" if mailboxes else f"{service.name} vouches for no address"
+    text = (
+        f"{who}, and this mailbox is {wanted}. Sign in to {wanted}, or connect the other address by itself."
+    )
+    # Revoking one token ends the whole grant, also that of an account which is rightly connected.
+    others = AgentEmailOAuthCredential.objects.filter(account__endpoint__address__in=mailboxes)
+    return AuthorizationRefused("other_mailbox", text, spares_grant=others.exists())
+
+
+def _without_code(service: OAuthService, answer: Denied) -> str:
+    if answer.error == "invalid_grant":
+        return f"{service.name} did not accept the sign-in: it is too old, or was used already. Begin again."
+    return f"{answer.text} Nothing was connected."
+
+
+# What a sign-in changes
+
+
+def _connect(account_id: uuid.UUID, signed_in: _SignedIn) -> AgentEmailAccount:
+    service = signed_in.service
+    if not any(signed_in.allows.values()):
+        text = f"Neither sending nor receiving was allowed. Begin again, and tick {service.name}'s boxes."
+        raise AuthorizationRefused("no_scope", text)
+    with transaction.atomic():
+        accounts = AgentEmailAccount.objects.select_for_update(of=("self",)).select_related("endpoint")
+        account = accounts.filter(pk=account_id).first()
+        if account is None:
+            raise AuthorizationRefused("account_gone", "The mailbox was removed meanwhile. Add it again.")
+        account.oauth_credential = _credential(account, signed_in)
+        _use_sign_in(account, signed_in)
+        _end_hold(account)
+    logger.info("oauth.connected", extra={"account_id": str(account.pk), "provider": service.key})
+    return account
+
+
+def _credential(account: AgentEmailAccount, signed_in: _SignedIn) -> AgentEmailOAuthCredential:
+    stored = AgentEmailOAuthCredential.objects.select_for_update().filter(account=account).first()
+    credential = stored or AgentEmailOAuthCredential(account=account)
+    if credential.provider != signed_in.service.key:
+        # What another provider issued is of no use, and bound to its name.
+        credential.provider, credential.refresh_token_encrypted = signed_in.service.key, None
+    if signed_in.tokens.refresh_token is None and credential.refresh_token_encrypted is None:
+        text = f"{signed_in.service.name} gave no lasting access. Remove this app at {{}} and sign in again."
+        raise AuthorizationRefused("no_refresh_token", text.format(signed_in.service.consents_at))
+    credential.take_over(signed_in.tokens, timezone.now())
+    credential.metadata = {
+        "mailbox": signed_in.address,
+        "subject": str(signed_in.claims.get("sub", "")),
+        "tenant": str(signed_in.claims.get("tid", "")),
+    }
+    credential.save()
+    return credential
+
+
+def _use_sign_in(account: AgentEmailAccount, signed_in: _SignedIn) -> None:
+    """Switches the sides over that the sign-in is good for, and fills in servers that nobody named."""
+    changes: dict[str, object] = {}
+    for side in _sides_for(account, signed_in.service):
+        if signed_in.allows[side]:
+            changes |= {f"{side}_auth": account.AuthMode.OAUTH2, f"{side}_username": signed_in.address}
+            changes |= {} if getattr(account, f"{side}_host") else _server(side, signed_in)
+        elif getattr(account, f"{side}_auth") == account.AuthMode.OAUTH2:
+            changes[SIDES[side]] = False
+    try:
+        save_account(account, edit_account(account, changes, has_new_token=True))
+    except InvalidAccount as problem:
+        text = f"The mailbox's settings do not fit a sign-in: {problem}"
+        raise AuthorizationRefused("settings", text) from None
+
+
+def _server(side: str, signed_in: _SignedIn) -> dict[str, object]:
+    ids = signed_in.service.mail_providers
+    wanted = ids[-1] if is_personal(signed_in.claims) else ids[0]
+    known = next(provider for provider in providers() if provider.id == wanted)
+    found = known.smtp if side == "smtp" else known.imap
+    assert found is not None
+    return {f"{side}_host": found.host, f"{side}_port": found.port, f"{side}_security": found.security}
+
+
+def _end_hold(account: AgentEmailAccount) -> None:
+    if account.state == AccountState.AUTH_NEEDED:
+        account.smtp_error = account.imap_error = account.connection_error = ""
+        account.save(update_fields=["smtp_error", "imap_error", "connection_error"])
+        hold.resume(account)
+
+
+def _sides_for(account: AgentEmailAccount, service: OAuthService) -> list[str]:
+    """Of smtp and imap, those whose server may be shown the service's tokens; at least one.
+
+    Raises AuthorizationRefused where there is none, or where a token would go to any other host.
+    """
+    fitting = [side for side in SIDES if takes_tokens(getattr(account, f"{side}_host"), service)]
+    unfit = [side for side in SIDES if side not in fitting]
+    if not fitting or any(getattr(account, f"{side}_auth") == account.AuthMode.OAUTH2 for side in unfit):
+        hosts = " and ".join(dict.fromkeys(getattr(account, f"{side}_host") for side in unfit))
+        text = (
+            f"{hosts} is not a mail server of {service.name}, so a sign-in with {service.name} is of no use "
+            f"there. Leave the servers empty, or set those of {service.name}."
+        )
+        raise AuthorizationRefused("servers", text)
+    return fitting
+
+
+# And back
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The tokens are gone here; `is_revoked` says whether they are void, `text` what is left to do."""
+
+    is_revoked: bool
+    text: str
+
+
+def disconnect(account: AgentEmailAccount) -> Disconnected:
+    """Forgets the account's tokens, switches off what used them, and revokes them at the provider.
+
+    Its mail waits until the mailbox is connected again. A provider that does not answer, or has no such
+    endpoint (Microsoft), leaves the grant to its owner to withdraw; the tokens are forgotten in any case.
+    """
+    with transaction.atomic():
+        is_used = [getattr(account, f"{side}_auth") == account.AuthMode.OAUTH2 for side in SIDES]
+        disable(account, outbound=is_used[0], inbound=is_used[1])
+        OAuthRequest.objects.filter(account=account.pk).delete()
+        credential = AgentEmailOAuthCredential.objects.filter(account=account.pk).first()
+        if credential is None:
+            return Disconnected(True, "The mailbox was not connected by a sign-in.")
+        AgentEmailOAuthCredential.objects.filter(pk=credential.pk).delete()
+    is_revoked = revoke(credential)
+    return Disconnected(is_revoked, _farewell(credential, is_revoked=is_revoked))
+
+
+def _farewell(credential: AgentEmailOAuthCredential, *, is_revoked: bool) -> str:
+    if is_revoked:
+        return "The mailbox is disconnected, and its access at the provider has been withdrawn."
+    where = f" at {credential.service.consents_at}" if credential.service else ""
+    return (
+        "The mailbox is disconnected and its tokens are deleted here. Its owner can withdraw the access at "
+        f"the provider as well{where}."
+    )
+
+
+# Small change
+
+
+def _issuer(provider: str) -> TokenIssuer:
+    issuer = wiring.token_issuers().get(provider)
+    if issuer is None:
+        name = provider.upper() if service_named(provider) else "GOOGLE_ or MICROSOFT"
+        raise AuthorizationRefused(
+            "not_configured",
+            f"Signing in with {_name(provider)} is not set up here: an operator sets {name}_CLIENT_ID and "
+            f"{name}_CLIENT_SECRET.",
+        )
+    return issuer
+
+
+def _name(provider: str) -> str:
+    service = service_named(provider)
+    return service.name if service else "this provider"
+
+
+def _require_safe(redirect_uri: str) -> None:
+    parts = urlsplit(redirect_uri)
+    is_here = parts.scheme == "http" and parts.hostname in {"127.0.0.1", "::1", "localhost"}
+    if not (parts.hostname and (parts.scheme == "https" or is_here)) or len(redirect_uri) > 512:
+        text = "People can be sent back to an https address alone: an operator has to set PUBLIC_URL to one."
+        raise AuthorizationRefused("redirect_uri", text)
+
+
+def _id_of(user: User) -> Any:
+    return None if user is None else user.pk
+
+
+def _digest(state: str) -> str:
+    return hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _context(account_id: object, provider: str) -> SecretContext:
+    return SecretContext(account_id=str(account_id), field="pkce_verifier", server_host=provider)
