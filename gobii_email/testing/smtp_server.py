@@ -155,7 +155,7 @@ class _Dialogue(SMTP):
     def _check(self, _server: Any, _session: Any, _envelope: Any, mechanism: str, login: Any) -> AuthResult:
         user, password = login.login.decode(), login.password.decode()
         self.mechanism = mechanism
-        is_right = self.owner.users.get(user) == password
+        is_right = self.owner.lets_in(user, password, mechanism)
         self.owner.logins.append((user, mechanism, is_right))
         return AuthResult(success=is_right, handled=False, auth_data=LoginPassword(login.login, b""))
 
@@ -186,7 +186,8 @@ class ScriptedSmtpServer:
     """A submission server for `users` (name to password or token), encrypted by `security`.
 
     `security` is "starttls", "ssl" or "none"; the first two need a server-side `tls` context.
-    Without `users` nobody has to log in. `offers_pipelining` counts from the next connection on.
+    Without `users` nobody has to log in. `takes_token`, where given, is asked about users and access tokens
+    in place of `users`. `offers_pipelining` counts from the next connection on.
     Each accepted message is in `messages`, and, when `journal` is given, a JSON line in that file
     that is on disk before the client sees its 250:
     `{"recipients", "sender", "message_id", "attempt_id", "user", "connection", "at"}`.
@@ -205,12 +206,14 @@ class ScriptedSmtpServer:
         mechanisms: Sequence[str] = ("PLAIN", "LOGIN", "XOAUTH2"),
         offers_smtputf8: bool = True,
         offers_pipelining: bool = True,
+        takes_token: Callable[[str, str], bool] | None = None,
         port: int = 0,
     ) -> None:
         if security != "none" and tls is None:
             raise ValueError(f"a server with security {security!r} needs a TLS context")
         self.users = dict(users or {})
-        self.needs_login = bool(self.users)
+        self.takes_token = takes_token
+        self.needs_login = bool(self.users) or takes_token is not None
         self.faults = faults or Faults()
         self.messages: list[AcceptedMessage] = []
         self.logins: list[tuple[str, str, bool]] = []
@@ -252,6 +255,11 @@ class ScriptedSmtpServer:
             if not self._arrived.wait_for(lambda: len(self.messages) >= count, seconds):
                 raise TimeoutError(f"{len(self.messages)} messages came, not {count}")
             return list(self.messages)
+
+    def lets_in(self, user: str, secret: str, mechanism: str) -> bool:
+        if self.takes_token is not None and mechanism in {"XOAUTH2", "OAUTHBEARER"}:
+            return self.takes_token(user, secret)
+        return self.users.get(user) == secret
 
     def count_connection(self) -> int:
         self.connections += 1
