@@ -61,11 +61,16 @@ class DnsInquiry:
         ]
 
     def may_be_dialled(self, servers: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
-        """Those of `servers`, as (host, port), that exist and are allowed; none of them is dialled."""
+        """Those of `servers`, as (host, port), that exist and are allowed; none of them is dialled.
+
+        Names that only a private network knows are never among them, and nothing is asked about them.
+        """
         judged = self._together({server: partial(self._is_allowed, *server) for server in set(servers)})
         return {server for server, is_allowed in judged.items() if is_allowed}
 
     def _is_allowed(self, host: str, port: int) -> bool:
+        if is_local_name(host):
+            return False
         try:
             resolve_and_vet(host, port, self._policy, self._deadline)
         except DialFailed as failure:

@@ -124,7 +124,9 @@ def test_targets_that_are_no_host_names_are_dropped():
 )
 def test_nothing_is_asked_about_names_of_a_private_network(domain):
     with StubDnsServer() as server:
+        server.records[f"mail.{domain}"] = {"A": ["93.184.216.34"]}
         assert inquiry(server).exchangers_and_services(domain) == ([], [])
+        assert inquiry(server).may_be_dialled([(f"mail.{domain}", 465)]) == set()
         assert server.asked == []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
+from gobii_email.management.account_discovery import show_discovery
 from gobii_email.management.terminal import EmailCommand, length_of_time
 from gobii_email.models import AgentEmailAccount
 from gobii_email.services import accounts, diagnose, hold
@@ -102,6 +103,7 @@ class Command(EmailCommand):
         apply.add_argument("file", metavar="FILE", help="the document, or - for standard input")
         self.add_json_option(apply)
         self.add_json_option(actions.add_parser("list", help="every account in a line"))
+        self._add(actions, "discover", "find the servers of an address; nothing is stored or dialled")
         self._add(actions, "show", "everything about one account but its secrets")
         pause = self._add(actions, "pause", "hold the account's mail")
         pause.add_argument("--reason", default="Paused by hand.", help="why, for whoever looks next")
@@ -163,6 +165,9 @@ class Command(EmailCommand):
             self.usage(f"The document is not JSON: {wrong.msg} at {where}.", field="FILE")
         except (UnicodeDecodeError, RecursionError, ValueError):
             self.usage("The document is not JSON in UTF-8.", field="FILE", remedy="Save it as UTF-8.")
+
+    def _discover(self, options: dict[str, Any]) -> None:
+        show_discovery(self, options["address"])
 
     def _list(self, options: dict[str, Any]) -> None:
         found = list(
