@@ -185,6 +185,16 @@ class Config:
     deadline_dot: timedelta = setting(
         "GOBII_DEADLINE_DOT", span, "600s", "for the answer to the finished message (RFC 5321 4.5.3.2.6)"
     )
+    deadline_test: timedelta = setting(
+        "GOBII_DEADLINE_TEST", span, "40s", "total, for one test of a mailbox's connection"
+    )
+    test_blocked_after: timedelta = setting(
+        "GOBII_TEST_BLOCKED_AFTER", span, "3s", "when a test of a host that is unknown or not allowed answers"
+    )
+    tests_per_minute: int = setting(
+        "GOBII_TESTS_PER_MINUTE", number, "6", "tests from pages, of one mailbox and by one person"
+    )
+    tests_per_hour: int = setting("GOBII_TESTS_PER_HOUR", number, "60", "the same in an hour")
     dispatch_every: timedelta = setting(
         "GOBII_DISPATCH_EVERY", span, "1s", "pause of the dispatcher between two rounds without work"
     )

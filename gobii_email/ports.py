@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol
 
+from gobii_email.domain.diagnosis import Step
+from gobii_email.domain.findings import UNTOLD, Finding
 from gobii_email.domain.mail_services import ServiceRecord
 from gobii_email.domain.oauth_tokens import Denied, OAuthService, Tokens
 from gobii_email.domain.outcomes import Lost, Outcome, SessionFacts
@@ -132,20 +134,10 @@ class MailTransport(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeStep:
-    """One step of a connection test. `status` is ok, warn, fail or skipped; `text` is safe to show."""
-
-    name: str
-    status: str
-    text: str = ""
-    milliseconds: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Probe:
     """A connection test without a message: the steps, and the first failure if there was one."""
 
-    steps: Sequence[ProbeStep]
+    steps: Sequence[Step]
     failure: "ProbeFailure | None" = None
     facts: SessionFacts = field(default_factory=SessionFacts)
 
@@ -156,11 +148,22 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailure:
-    """Where a test stopped and why: the server's `reply`, or the `lost` connection."""
+    """Where a test stopped and why: `text` is a sentence, `finding` what to do about it.
 
-    stage: Stage
+    With SMTP `stage` is where, and there is the server's `reply` or the `lost` connection; with IMAP
+    there is the `lost` connection or neither.
+    """
+
+    text: str
+    finding: Finding
+    stage: Stage | None = None
     reply: Reply | None = None
     lost: Lost | None = None
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether only that it failed may be told, by the same words and times for every reason."""
+        return self.lost is not None and self.lost.cause in UNTOLD
 
 
 @dataclass(frozen=True, slots=True)

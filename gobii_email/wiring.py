@@ -45,6 +45,8 @@ def smtp_transport() -> SmtpTransport:
             envelope=settings.deadline_envelope,
             body=settings.deadline_body,
             dot=settings.deadline_dot,
+            probe=settings.deadline_test,
+            blocked=settings.test_blocked_after,
         ),
     )
 

@@ -7,6 +7,9 @@ _var = tempfile.TemporaryDirectory(prefix="gobii-email-tests-")
 os.environ["GOBII_VAR"] = _var.name
 
 os.environ.setdefault("BYO_EMAIL_ALLOWED_NETWORKS", "127.0.0.0/8,::1/128")
+os.environ.setdefault("GOBII_TEST_BLOCKED_AFTER", "300ms")
+os.environ.setdefault("GOBII_TESTS_PER_MINUTE", "1000")
+os.environ.setdefault("GOBII_TESTS_PER_HOUR", "1000")
 os.environ.setdefault("GOBII_ENCRYPTION_KEY", "test:" + "A" * 43 + "=")
 os.environ.setdefault("SECRET_KEY", "only for tests")
 if "TEST_DATABASE_URL" in os.environ:

@@ -200,11 +200,7 @@ def resolve_and_vet(host: str, port: int, policy: DialPolicy, deadline: Deadline
     Raises DialFailed when the port is not allowed, when the name has no address, or when any one
     of its addresses is not to be dialled: a host that mixes good and bad ones is refused.
     """
-    if port not in policy.allowed_ports:
-        ports = ", ".join(map(str, sorted(policy.allowed_ports)))
-        raise DialFailed(
-            Cause.PORT_NOT_ALLOWED, f"Port {port} is not open for mail here; allowed are {ports}."
-        )
+    require_port(port, policy)
     name = ascii_host(host)
     literal = ip_literal(name)
     addresses = [literal] if literal else _resolve(name, port, policy.resolver, deadline)
@@ -213,6 +209,15 @@ def resolve_and_vet(host: str, port: int, policy: DialPolicy, deadline: Deadline
         if not _may_be_dialled(address, policy, must_be_opened=must_be_opened):
             raise DialFailed(Cause.ADDRESS_NOT_ALLOWED, _NOT_ALLOWED.format(host=_shown(host)))
     return addresses
+
+
+def require_port(port: int, policy: DialPolicy) -> None:
+    """Raises DialFailed, naming the ports that are allowed, where `port` is not among them."""
+    if port not in policy.allowed_ports:
+        ports = ", ".join(map(str, sorted(policy.allowed_ports)))
+        raise DialFailed(
+            Cause.PORT_NOT_ALLOWED, f"Port {port} is not open for mail here; allowed are {ports}."
+        )
 
 
 class VettedAddresses:
@@ -325,10 +330,11 @@ def _resolution_failure(name: str, error: BaseException) -> DialFailed:
 
 def _may_be_dialled(address: Address, policy: DialPolicy, *, must_be_opened: bool) -> bool:
     faces = (address, *_embedded(address))
-    return all(policy.allows(face) or (not must_be_opened and _is_public(face)) for face in faces)
+    return all(policy.allows(face) or (not must_be_opened and is_public(face)) for face in faces)
 
 
-def _is_public(address: Address) -> bool:
+def is_public(address: Address) -> bool:
+    """Whether `address` is one of the public internet; what an IPv6 one embeds is judged by itself."""
     if address in _METADATA:
         return False
     if isinstance(address, IPv4Address):

@@ -6,11 +6,12 @@ together. Everything a server or network does is in the outcomes; exceptions are
 
 import contextlib
 
-from gobii_email.adapters.dialer import Deadline, DialPolicy, VettedAddresses
+from gobii_email.adapters.dialer import DialPolicy, VettedAddresses
+from gobii_email.adapters.probe import OnLine, OnStep, unfollowed
+from gobii_email.adapters.sasl import build_xoauth2_string
 from gobii_email.adapters.smtp_dialogue import Deadlines, Dialogue
-from gobii_email.adapters.smtp_login import build_xoauth2_string
 from gobii_email.adapters.smtp_pool import SmtpPool
-from gobii_email.adapters.smtp_probe import probe
+from gobii_email.adapters.smtp_probe import SmtpProbe
 from gobii_email.adapters.smtp_sender import SmtpSender, require_paths
 from gobii_email.adapters.smtp_submission import queue_id
 from gobii_email.adapters.smtp_text import wire_form
@@ -40,7 +41,7 @@ class SmtpTransport:
 
     def open(self, server: SmtpServer, reuse: Reuse) -> Sender:
         """A sender for one account's turn; dials nothing yet."""
-        return SmtpSender(server, reuse, self._pool, lambda: self._dialogue(server, known=self._known))
+        return SmtpSender(server, reuse, self._pool, lambda: self._connection(server))
 
     def close_all(self) -> None:
         """Closes the connections that wait for a next sender, as at shutdown."""
@@ -55,16 +56,26 @@ class SmtpTransport:
         with contextlib.closing(self.open(server, Reuse())) as sender:
             return sender.send(envelope, b"", message, progress)
 
-    def probe(self, server: SmtpServer, sender: str, *, recipient: str | None = None) -> Probe:
+    def probe(
+        self,
+        server: SmtpServer,
+        sender: str,
+        *,
+        recipient: str | None = None,
+        until: str = "",
+        on_step: OnStep = unfollowed,
+        on_line: OnLine | None = None,
+    ) -> Probe:
         """Tests everything up to, and without, a message; `recipient` adds a RCPT TO.
 
-        Bounded by `Deadlines.probe` as a whole. Raises ValueError for addresses that are none.
+        Stops after the step `until`. `on_line` hears the dialogue, redacted. Bounded by `Deadlines.probe`
+        as a whole. Raises ValueError for addresses that are none.
         """
         require_paths([sender] if recipient is None else [sender, recipient])
-        with contextlib.closing(self._dialogue(server, within=Deadline(self._deadlines.probe))) as dialogue:
-            return probe(dialogue, sender, recipient)
+        found = SmtpProbe(server, self._policy, self._deadlines, self._local_hostname, on_line)
+        return found.walk(sender, recipient, until, on_step)
 
-    def _dialogue(
-        self, server: SmtpServer, within: Deadline | None = None, known: VettedAddresses | None = None
-    ) -> Dialogue:
-        return Dialogue(server, self._policy, self._deadlines, self._local_hostname, within, known)
+    def _connection(self, server: SmtpServer) -> Dialogue:
+        return Dialogue(
+            server, self._policy, self._deadlines, self._local_hostname, known=self._known, resumes=True
+        )

@@ -13,6 +13,7 @@ from datetime import timedelta
 from ipaddress import ip_address
 
 from gobii_email.adapters.dialer import Deadline, DialPolicy, VettedAddresses, ascii_host, dial
+from gobii_email.adapters.sasl import explained
 from gobii_email.adapters.smtp_login import login_for
 from gobii_email.adapters.smtp_session import Denied, SmtpSession
 from gobii_email.adapters.tls import client_context
@@ -54,7 +55,7 @@ class Deadlines:
 
     `body` is lengthened by the message's size at `body_bytes_per_second`. `dot` follows RFC 5321
     section 4.5.3.2.6. After `reset` a used connection that does not answer is given up. `probe` bounds
-    a whole connection test.
+    a whole connection test, which answers after exactly `blocked` for a host that it may not reach.
     """
 
     connect: timedelta = timedelta(seconds=15)
@@ -67,7 +68,8 @@ class Deadlines:
     dot: timedelta = timedelta(seconds=600)
     reset: timedelta = timedelta(seconds=10)
     quit: timedelta = timedelta(seconds=1)
-    probe: timedelta = timedelta(seconds=20)
+    probe: timedelta = timedelta(seconds=40)
+    blocked: timedelta = timedelta(seconds=3)
     body_bytes_per_second: int = 64_000
 
     def body_of(self, size: int) -> timedelta:
@@ -87,7 +89,8 @@ class Dialogue:
 
     `messages` counts those it was used for. `is_at_command` says that the server awaits a command,
     `is_last` that it should get no further message on this connection.
-    Without `known`, addresses and certificates are looked up and verified anew, as a test should.
+    `known` spares looking addresses up, `resumes` verifying the certificate: a test does both anew.
+    `mechanism` and `challenge` tell of the login: how it was done, and what a refused token was told.
     """
 
     def __init__(
@@ -98,6 +101,9 @@ class Dialogue:
         local_hostname: str,
         within: Deadline | None = None,
         known: VettedAddresses | None = None,
+        *,
+        resumes: bool = False,
+        make_session: Callable[..., SmtpSession] = SmtpSession,
     ) -> None:
         self.server = server
         self.deadlines = deadlines
@@ -105,14 +111,17 @@ class Dialogue:
         self.is_at_command = False
         self.is_last = False
         self.messages = 0
+        self.mechanism = ""
+        self.challenge = ""
         self._policy = policy
         self._within = within
         self._known = known
+        self._resumes = resumes
         self._begun_at = time.monotonic()
         self._tls = ""
         self._peer_address = ""
         self._extensions: tuple[str, ...] = ()
-        self.session = SmtpSession(
+        self.session = make_session(
             server.host,
             local_hostname=local_hostname,
             deadline=Deadline(deadlines.connect, within=within),
@@ -132,6 +141,10 @@ class Dialogue:
         self.attend(Nobody())
         if span is not None:
             self.session.deadline = Deadline(span, within=self._within)
+
+    def be_done_within(self, deadline: Deadline) -> None:
+        """Bounds all that is still to come."""
+        self._within = deadline
 
     def is_worn_out(self, messages: int) -> bool:
         """Whether it cannot or should not carry another message, where `messages` is the most."""
@@ -197,7 +210,7 @@ class Dialogue:
     def dial(self) -> str:
         self.enter(Stage.CONNECT, "the connection", self.deadlines.connect)
         self.session.peer_name = ascii_host(self.server.host)
-        if self._known is not None:
+        if self._resumes:
             self.session.endpoint = (self.session.peer_name, self.server.port, str(self.server.security))
         self.session.sock = dial(
             self.server.host, self.server.port, self._policy, self.session.deadline, self._known
@@ -231,17 +244,22 @@ class Dialogue:
         return said
 
     def start_tls(self) -> str:
-        self.enter(Stage.TLS, "STARTTLS", self.deadlines.tls)
-        if not self.session.has_extn("starttls"):
-            text = f"{self.session.peer_name} does not offer STARTTLS; without it nothing is said in clear."
-            raise Broken(Cause.STARTTLS_NOT_OFFERED, text)
-        self.expect(self.session.command("STARTTLS"), 220)
-        self.is_at_command = False
-        self.session.raise_injection()
+        self.ask_for_tls()
         self._tls = self.session.encrypt(client_context())
         # Forgets the extensions offered in clear (RFC 3207 section 4.2).
         self.introduce()
         return self._tls
+
+    def ask_for_tls(self) -> str:
+        """STARTTLS, up to where the handshake begins."""
+        self.enter(Stage.TLS, "STARTTLS", self.deadlines.tls)
+        if not self.session.has_extn("starttls"):
+            text = f"{self.session.peer_name} does not offer STARTTLS; without it nothing is said in clear."
+            raise Broken(Cause.STARTTLS_NOT_OFFERED, text)
+        said = self.expect(self.session.command("STARTTLS"), 220)
+        self.is_at_command = False
+        self.session.raise_injection()
+        return said
 
     def encrypt(self) -> str:
         self.enter(Stage.TLS, "the TLS handshake", self.deadlines.tls)
@@ -253,17 +271,24 @@ class Dialogue:
         if not self._tls and not self._policy.allows(ip_address(self._peer_address)):
             text = f"A password is not sent to {self.session.peer_name} without encryption."
             raise Broken(Cause.AUTH_WITHOUT_TLS, text)
-        login = login_for(self.server)
+        login = login_for(self.server, self.offered_logins)
+        self.mechanism = login.mechanism
         self.session.hide(login.secrets)
-        if login.mechanism not in self.session.esmtp_features.get("auth", "").upper().split():
+        if login.mechanism not in self.offered_logins:
             text = f"{self.session.peer_name} does not offer the login method {login.mechanism}."
             raise Broken(Cause.AUTH_NOT_OFFERED, text)
         reply = self.session.command("AUTH", login.opening)
         for answer in login.answers:
             if reply.code != 334:
                 break
+            if self.server.auth is Auth.OAUTH2:
+                self.challenge = self.session.masked(explained(reply.text).encode()).decode()
             reply = self.session.command(answer)
         return self.expect(reply, 235)
+
+    @property
+    def offered_logins(self) -> list[str]:
+        return self.session.esmtp_features.get("auth", "").upper().split()
 
     def name_sender(self, sender: str) -> str:
         self.enter(Stage.MAIL, "MAIL FROM", self.deadlines.envelope)

@@ -1,13 +1,14 @@
-"""What is said in AUTH for each kind of account.
+"""What follows the word AUTH for each kind of account (RFC 4954).
 
-Knows PLAIN (RFC 4616), LOGIN and XOAUTH2 (developers.google.com/workspace/gmail/imap/xoauth2-protocol);
-credentials go out as UTF-8 and never into an exception. When it is safe to say them is decided by
-the transport.
+Puts the words of SASL, and LOGIN's two answers, into base64. When it is safe to say them is decided by
+the dialogue.
 """
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gobii_email.adapters import sasl
 from gobii_email.adapters.wire import Broken
 from gobii_email.domain.outcomes import Cause
 from gobii_email.ports import Auth, SmtpServer
@@ -26,38 +27,35 @@ class Login:
     secrets: tuple[bytes, ...] = field(repr=False)
 
 
-def build_xoauth2_string(user: str, token: str) -> str:
-    """The initial response of XOAUTH2, before base64; raises ValueError for control characters."""
-    if any(ord(character) < 32 for character in user + token):
-        raise ValueError("a user name or access token for XOAUTH2 must not contain control characters")
-    return f"user={user}\x01auth=Bearer {token}\x01\x01"
-
-
-def login_for(server: SmtpServer) -> Login:
+def login_for(server: SmtpServer, offered: Sequence[str]) -> Login:
     """The login of `server`'s account. Raises Broken when its secret is absent or cannot be sent."""
-    secret = server.secret.reveal() if server.secret is not None else ""
-    if not secret:
-        raise Broken(Cause.SECRET_UNREADABLE, "The account has no password or token to log in with.")
-    if any(character in "\0\r\n" for character in server.username + secret):
-        text = "The user name or the password contains a line break or a NUL, which SMTP cannot carry."
-        raise Broken(Cause.SECRET_UNREADABLE, text)
+    secret = sasl.revealed(server.username, server.secret, "SMTP")
     try:
-        return _login(server.auth, server.username, secret)
+        return _login(server, secret, list(offered))
     except ValueError:
         text = "The user name, password or token contains characters that cannot be sent."
         raise Broken(Cause.SECRET_UNREADABLE, text) from None
 
 
-def _login(auth: Auth, username: str, secret: str) -> Login:
+def _login(server: SmtpServer, secret: str, offered: list[str]) -> Login:
     hidden = secret.encode()
-    if auth is Auth.LOGIN:
-        return Login("LOGIN", "LOGIN", (_base64(username.encode()), _base64(hidden)), (hidden,))
-    if auth is Auth.OAUTH2:
-        whole = build_xoauth2_string(username, secret).encode()
-        # An empty answer to the challenge that explains a failure; the refusal follows it.
-        return Login("XOAUTH2", f"XOAUTH2 {_base64(whole)}", ("",), (whole, hidden))
-    whole = b"\0" + username.encode() + b"\0" + hidden
+    if server.auth is Auth.LOGIN:
+        answers = (_base64(server.username.encode()), _base64(hidden))
+        return Login("LOGIN", "LOGIN", answers, (hidden,))
+    if server.auth is Auth.OAUTH2:
+        return _oauth(server, secret, sasl.oauth_mechanism(offered))
+    whole = sasl.plain(server.username, secret)
     return Login("PLAIN", f"PLAIN {_base64(whole)}", (_base64(whole),), (whole, hidden))
+
+
+def _oauth(server: SmtpServer, token: str, mechanism: str) -> Login:
+    # The answers end the exchange after the challenge that explains a failure; the refusal follows it.
+    if mechanism == "OAUTHBEARER":
+        whole = sasl.oauthbearer(server.username, token, server.host, server.port).encode()
+        answer = _base64(sasl.OAUTHBEARER_SEEN)
+    else:
+        whole, answer = sasl.build_xoauth2_string(server.username, token).encode(), ""
+    return Login(mechanism, f"{mechanism} {_base64(whole)}", (answer,), (whole, token.encode()))
 
 
 def _base64(data: bytes) -> str:

@@ -1,80 +1,271 @@
-"""A connection test: all steps of a submission short of a message.
+"""A test of a submission server: all steps of a mail short of the mail.
 
 Walks the very dialogue that submissions use, so that a test cannot pass where a mail would fail.
 Which account is tested, and who may see the result, is decided by the services.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
-from gobii_email.adapters.dialer import DialFailed
-from gobii_email.adapters.smtp_dialogue import Dialogue, Step
-from gobii_email.adapters.smtp_session import Denied
+from gobii_email.adapters.certificate import Certificate, fetch_unverified, read_certificate
+from gobii_email.adapters.dialer import Deadline, DialFailed, DialPolicy
+from gobii_email.adapters.probe import (
+    BRIEF,
+    SLOW_GREETING_SECONDS,
+    Act,
+    Found,
+    Missed,
+    OnLine,
+    OnStep,
+    Target,
+    certificate_missed,
+    encrypted,
+    is_about_the_certificate,
+    walk,
+    warned,
+)
+from gobii_email.adapters.smtp_dialogue import Deadlines, Dialogue
+from gobii_email.adapters.smtp_session import Denied, SmtpSession
+from gobii_email.adapters.smtp_transcript import RecordedSession
 from gobii_email.adapters.wire import Broken
-from gobii_email.ports import Auth, Probe, ProbeFailure, ProbeStep, Security, SmtpServer
+from gobii_email.domain.advice import advice_for
+from gobii_email.domain.diagnosis import StepStatus
+from gobii_email.domain.findings import (
+    SMTP,
+    Finding,
+    is_about_the_sender,
+    is_odd_pair,
+    of_loss,
+    of_reply,
+    of_wrong_security,
+)
+from gobii_email.domain.outcomes import Cause, Lost
+from gobii_email.ports import Auth, Probe, ProbeFailure, Security, SmtpServer
+
+_UNSPOKEN = (Broken, Denied, DialFailed)
+_SILENT = {Cause.TIMEOUT, Cause.CONNECTION_LOST, Cause.PROTOCOL_ERROR}
+# What an answer to EHLO may lose or gain with encryption.
+_OF_THE_SIGN_IN = {"STARTTLS", "AUTH"}
 
 
-def probe(dialogue: Dialogue, sender: str, recipient: str | None) -> Probe:
-    """The steps, up to the first failure; `recipient` adds a RCPT TO."""
-    plan = [*dialogue.opening(), ("mail", lambda: dialogue.name_sender(sender))]
-    if recipient is not None:
-        plan.append(("rcpt", lambda: dialogue.name_recipient(recipient)))
-    steps: list[ProbeStep] = []
-    for name, step in plan:
-        failure = _try(dialogue, name, step, steps)
-        if failure is not None:
-            done = len(steps)
-            steps += [ProbeStep(later, "skipped", "Not reached.") for later, _step in plan[done:]]
-            return Probe(_with_gaps(dialogue.server, steps), failure, dialogue.facts())
-    facts = dialogue.facts()
-    steps += _courtesies(dialogue)
-    return Probe(_with_gaps(dialogue.server, steps), None, facts)
+class SmtpProbe:
+    """One test of `server`; `on_line` hears what is said, redacted."""
+
+    def __init__(
+        self,
+        server: SmtpServer,
+        policy: DialPolicy,
+        deadlines: Deadlines,
+        local_hostname: str,
+        on_line: OnLine | None = None,
+    ) -> None:
+        self._server = server
+        self._policy = policy
+        self._local_hostname = local_hostname
+        self._within = Deadline(deadlines.probe)
+        self._deadlines = replace(deadlines, banner=_patience(server, deadlines))
+        self._target = Target(server.host, server.port, policy, self._within, deadlines.blocked)
+        self._dialogue = self._connection(on_line)
+        self._offers: dict[str, str] = {}
+
+    def walk(self, sender: str, recipient: str | None, until: str, on_step: OnStep) -> Probe:
+        """The steps, up to the first failure or `until`; `recipient` adds a RCPT TO."""
+        with closing(self._dialogue):
+            plan = list(self._plan(sender, recipient))
+            steps, failure = walk(plan, self._explain, _UNSPOKEN, until=until, on_step=on_step)
+            return Probe(steps, failure, self._dialogue.facts())
+
+    def _plan(self, sender: str, recipient: str | None) -> Iterator[tuple[str, Act]]:
+        security = self._server.security
+        yield "policy", self._target.check_policy
+        yield "dns", self._target.look_up
+        yield "tcp", self._dial
+        if security is Security.SSL:
+            yield "tls", self._encrypt
+        if security is Security.NONE:
+            yield "tls", lambda: warned("not-encrypted", "The connection is not encrypted.")
+        yield "banner", self._read_greeting
+        yield "ehlo", self._introduce
+        if security is Security.STARTTLS:
+            yield "starttls", lambda: _said(self._dialogue.ask_for_tls())
+            yield "tls", self._encrypt
+            yield "ehlo_again", self._introduce_again
+        yield "auth", self._log_in
+        yield "mail", lambda: _said(self._dialogue.name_sender(sender))
+        if recipient is not None:
+            yield "rcpt", lambda: self._name_recipient(recipient)
+
+    def _connection(self, on_line: OnLine | None = None) -> Dialogue:
+        make: Callable[..., SmtpSession] = SmtpSession
+        if on_line is not None:
+            make = RecordedSession.heard_by(on_line)
+        return Dialogue(
+            self._server,
+            self._policy,
+            self._deadlines,
+            self._local_hostname,
+            self._within,
+            self._target.known,
+            make_session=make,
+        )
+
+    # Steps
+
+    def _dial(self) -> Found:
+        self._dialogue.dial()
+        return Found(f"Connected on port {self._server.port}.")
+
+    def _encrypt(self) -> Found:
+        version = self._dialogue.encrypt()
+        sock: Any = self._dialogue.session.sock
+        return encrypted(version, sock.cipher()[0], read_certificate(sock.getpeercert(binary_form=True)))
+
+    def _read_greeting(self) -> Found:
+        began = time.monotonic()
+        said = self._dialogue.read_greeting()
+        waited = time.monotonic() - began
+        if waited > SLOW_GREETING_SECONDS:
+            return replace(warned("slow-greeting", f"It took {waited:.0f} s: {said}"), raw=said)
+        return _said(said)
+
+    def _introduce(self) -> Found:
+        said = self._dialogue.introduce()
+        self._offers = self._offered()
+        return Found(_offer_text(self._offers), {"extensions": _lines(self._offers)}, raw=said)
+
+    def _introduce_again(self) -> Found:
+        before = self._offers
+        found = self._introduce()
+        lost = sorted(before.keys() - self._offers.keys() - _OF_THE_SIGN_IN)
+        gained = sorted(self._offers.keys() - before.keys() - _OF_THE_SIGN_IN)
+        facts = dict(found.facts) | {"only_before": lost, "only_after": gained}
+        if not (lost or gained):
+            return replace(found, facts=facts)
+        text = f"Only in clear: {_names(lost)}; only encrypted: {_names(gained)}."
+        return replace(warned("offers-differ", text), facts=facts, raw=found.raw)
+
+    def _offered(self) -> dict[str, str]:
+        return {name.upper(): value for name, value in self._dialogue.session.esmtp_features.items()}
+
+    def _log_in(self) -> Found:
+        if self._server.auth is Auth.NONE:
+            text = "The account is set to send without a login."
+            return Found(text, status=StepStatus.SKIPPED)
+        said = self._dialogue.log_in()
+        return Found(f"Signed in with {self._dialogue.mechanism}.", self._login_facts(), raw=said)
+
+    def _login_facts(self) -> dict[str, object]:
+        return {"mechanism": self._dialogue.mechanism, "offered": self._dialogue.offered_logins}
+
+    def _name_recipient(self, recipient: str) -> Found:
+        said = self._dialogue.name_recipient(recipient)
+        with suppress(*_UNSPOKEN):  # a server that fumbles its farewells still takes mail
+            self._dialogue.ask("RSET")
+        return _said(said)
+
+    # What went wrong
+
+    def _explain(self, step: str, ended: Exception) -> Missed | Found:
+        if isinstance(ended, Denied):
+            return self._denied(step, ended)
+        assert isinstance(ended, Broken | DialFailed)
+        lost = self._dialogue.lost(ended.cause, ended.text)
+        if step == "rcpt":
+            # The sender was accepted; whether this one address takes mail does not keep it from sending.
+            return warned("own-address-refused", ended.text)
+        missed = Missed(ProbeFailure(ended.text, of_loss(SMTP, lost), lost.stage, lost=lost))
+        return self._looked_at_again(step, missed, lost)
+
+    def _denied(self, step: str, ended: Denied) -> Missed | Found:
+        stage, reply = self._dialogue.stage, ended.reply
+        finding = of_reply(self._server.host, stage, reply)
+        assert finding.reading is not None
+        if step == "rcpt" and not is_about_the_sender(reply, finding.reading):
+            return replace(warned("own-address-refused", str(reply)), raw=str(reply))
+        text = f"The server answered {reply} (at {stage})."
+        facts = self._login_facts() if step == "auth" else {}
+        raw = "\n".join(filter(None, (str(reply), self._dialogue.challenge if step == "auth" else "")))
+        return Missed(ProbeFailure(text, finding, stage, reply=reply), facts, raw)
+
+    def _looked_at_again(self, step: str, missed: Missed, lost: Lost) -> Missed:
+        """`missed` with what a second, brief look at the server tells: its certificate, or other security."""
+        if step == "auth":
+            return replace(missed, facts=self._login_facts())
+        if is_about_the_certificate(lost.cause):
+            host = self._dialogue.session.peer_name
+            return certificate_missed(missed, lost.cause, host, self._fetched_certificate())
+        if step == "tcp" and lost.cause is Cause.TIMEOUT:
+            return _with(missed, Finding(advice_for("no-answer"), False, missed.failure.finding.reading))
+        is_first = self._dialogue.facts().tls == ""
+        if step == "banner" and is_first and lost.cause in _SILENT and self._speaks_tls():
+            return _with(missed, of_wrong_security(SMTP, "tls"))
+        if step == "tls" and self._server.security is Security.SSL and self._speaks_in_clear():
+            return _with(missed, of_wrong_security(SMTP, "starttls"))
+        return missed
+
+    def _fetched_certificate(self) -> Certificate | None:
+        with self._second_look() as other:
+            other.dial()
+            if self._server.security is Security.STARTTLS:
+                other.read_greeting()
+                other.introduce()
+                other.ask_for_tls()
+            sock = other.session.sock
+            assert sock is not None
+            return fetch_unverified(sock, other.session.peer_name, other.session.deadline)
+        return None
+
+    def _speaks_tls(self) -> bool:
+        with self._second_look() as other:
+            other.dial()
+            try:
+                other.encrypt()
+            except Broken as ended:
+                return is_about_the_certificate(ended.cause)
+            return True
+        return False
+
+    def _speaks_in_clear(self) -> bool:
+        with self._second_look() as other:
+            other.dial()
+            other.read_greeting()
+            return True
+        return False
+
+    @contextmanager
+    def _second_look(self) -> Iterator[Dialogue]:
+        """A brief connection of its own; ends the block where that does not come about."""
+        other = self._connection()
+        brief = Deadline(BRIEF, within=self._within)
+        other.be_done_within(brief)
+        with closing(other), suppress(*_UNSPOKEN):
+            yield other
 
 
-def _try(
-    dialogue: Dialogue, name: str, step: Callable[[], str], steps: list[ProbeStep]
-) -> ProbeFailure | None:
-    """Takes one step and notes it down; the failure when it could not be taken."""
-    began = time.monotonic()
-    failure = None
-    try:
-        status, text = "ok", step()
-    except Denied as ended:
-        status, text = "fail", str(ended.reply)
-        failure = ProbeFailure(dialogue.stage, reply=ended.reply)
-    except (Broken, DialFailed) as ended:
-        status, text = "fail", ended.text
-        failure = ProbeFailure(dialogue.stage, lost=dialogue.lost(ended.cause, ended.text))
-    steps.append(ProbeStep(name, status, text, round((time.monotonic() - began) * 1000)))
-    return failure
+def _patience(server: SmtpServer, deadlines: Deadlines) -> Any:
+    """How long to wait for a greeting: less where the settings already look wrong."""
+    most = min(deadlines.banner, deadlines.probe * 0.4)
+    return min(most, BRIEF) if is_odd_pair(server.port, server.security) else most
 
 
-def _courtesies(dialogue: Dialogue) -> list[ProbeStep]:
-    """RSET, NOOP and QUIT: a server that fumbles them still takes mail, so they only warn."""
-    steps: list[ProbeStep] = []
-    farewells: list[Step] = [
-        ("rset", lambda: dialogue.ask("RSET")),
-        ("noop", lambda: dialogue.ask("NOOP")),
-        ("quit", dialogue.quit),
-    ]
-    for name, step in farewells:
-        _try(dialogue, name, step, steps)
-    return [
-        ProbeStep(step.name, "warn" if step.status == "fail" else step.status, step.text, step.milliseconds)
-        for step in steps
-    ]
+def _said(text: str) -> Found:
+    return Found(text, raw=text)
 
 
-def _with_gaps(server: SmtpServer, steps: list[ProbeStep]) -> list[ProbeStep]:
-    """`steps` with those that the account's settings leave out, and a word on why."""
-    if server.security is Security.NONE:
-        _insert_before(("auth", "mail"), steps, ProbeStep("tls", "warn", "The connection is not encrypted."))
-    if server.auth is Auth.NONE:
-        text = "The account is set to send without a login."
-        _insert_before(("mail",), steps, ProbeStep("auth", "skipped", text))
-    return steps
+def _with(missed: Missed, finding: Finding) -> Missed:
+    return replace(missed, failure=replace(missed.failure, finding=finding))
 
 
-def _insert_before(names: tuple[str, ...], steps: list[ProbeStep], gap: ProbeStep) -> None:
-    position = next(at for at, step in enumerate(steps) if step.name in names)
-    steps.insert(position, gap)
+def _lines(offers: dict[str, str]) -> list[str]:
+    return [f"{name} {value}".strip() for name, value in sorted(offers.items())]
+
+
+def _names(words: Sequence[str]) -> str:
+    return ", ".join(words) or "nothing"
+
+
+def _offer_text(offers: dict[str, str]) -> str:
+    return f"Offers {', '.join(sorted(offers))}." if offers else "Offers no extensions."

@@ -28,7 +28,7 @@ class Denied(Exception):
         self.reply = reply
 
 
-class SmtpSession(Wire, smtplib.SMTP):
+class SmtpSession(Wire, smtplib.SMTP):  # type: ignore[misc]
     """smtplib's dialogue over a Wire.
 
     `owed` counts the replies to what was asked that have not been heard yet; a session that once was

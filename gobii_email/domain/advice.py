@@ -37,7 +37,8 @@ ADVICE: Mapping[str, str] = MappingProxyType(
             "enable 'Authenticated SMTP' for the mailbox in the Microsoft 365 admin centre."
         ),
         "auth-microsoft-basic": (
-            "Microsoft no longer accepts a password for sending from this mailbox. Sign in with "
+            "Microsoft no longer accepts a password for sending from this mailbox: passwords are off by "
+            "default from the end of December 2026, and new organisations get none. Sign in with "
             "Microsoft (OAuth) in place of the password."
         ),
         "auth-required": (
@@ -49,6 +50,9 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         ),
         "auth-oauth": (
             "The sign-in with the provider has expired or was withdrawn. Connect the account again."
+        ),
+        "token-unavailable": (
+            "The provider's sign-in service issues no access token just now. We try again; nothing to do."
         ),
         "tls-required": (
             "The server wants an encrypted connection. Set security to STARTTLS (usually port "
@@ -102,6 +106,140 @@ ADVICE: Mapping[str, str] = MappingProxyType(
             "STARTTLS or SSL."
         ),
         "secret-unreadable": "The stored password cannot be read any more. Enter it again.",
+        # What only a test meets, where somebody sits before the screen. A key with the protocol behind it
+        # has that protocol's own words.
+        "dns-failed": "The name could not be looked up just now. Test again in a few minutes.",
+        "port-closed": (
+            "Nothing answers at that port of the server. Check host and port: sending uses 465 with SSL/TLS "
+            "or 587 with STARTTLS."
+        ),
+        "port-closed/imap": (
+            "Nothing answers at that port of the server. Check host and port: reading mail uses 993 with "
+            "SSL/TLS or 143 with STARTTLS."
+        ),
+        "hung-up": (
+            "The server broke the connection off. Check host and port, and test again in a few minutes; "
+            "some servers hang up on those who connect too often."
+        ),
+        "too-slow": (
+            "The server takes the connection but does not answer in time. Check host and port, and test "
+            "again in a few minutes; if it stays like this, ask the server's operator."
+        ),
+        "no-answer": (
+            "Nothing came back from the server. Check host and port; a firewall between here and there may "
+            "drop connections to that port. Test again in a few minutes."
+        ),
+        "certificate-expired": (
+            "The server's certificate has run out, so nothing was said to it, not even the password. Its "
+            "operator must renew it; no setting here can help."
+        ),
+        "certificate-not-yet-valid": (
+            "The server's certificate begins in the future, so nothing was said to it. Its operator must "
+            "correct it, or somebody the clock of this machine."
+        ),
+        "certificate-wrong-name": (
+            "The server's certificate is not for this host name, so nothing was said to it, not even the "
+            "password. If the provider's instructions name one of the names it is for, enter that as the "
+            "host; otherwise the server's operator must correct the certificate."
+        ),
+        "certificate-untrusted": (
+            "Nobody who is trusted here vouches for the server's certificate, so nothing was said to it, not "
+            "even the password. Its operator must install one of a public authority; an in-house authority "
+            "is added by whoever runs this service (SSL_CERT_FILE)."
+        ),
+        "tls-failed": (
+            "No encrypted connection came about: the server must offer TLS 1.2 or newer. Check host, port "
+            "and security; otherwise ask the server's operator."
+        ),
+        "starttls-injection": (
+            "Something was slipped into the connection before it was encrypted, so nothing more was said "
+            "and no password was sent. Choose SSL/TLS on port 465; if that is not offered, warn the "
+            "server's operator."
+        ),
+        "starttls-injection/imap": (
+            "Something was slipped into the connection before it was encrypted, so nothing more was said "
+            "and no password was sent. Choose SSL/TLS on port 993; if that is not offered, warn the "
+            "server's operator."
+        ),
+        "starttls-missing/imap": (
+            "The server does not offer STARTTLS, so nothing was sent in clear. Check host and port, or use "
+            "SSL/TLS on port 993."
+        ),
+        "not-the-protocol": (
+            "What answers there is no mail server for sending. Check host and port: sending uses 465 with "
+            "SSL/TLS or 587 with STARTTLS."
+        ),
+        "not-the-protocol/imap": (
+            "What answers there is no mail server for reading. Check host and port: reading mail uses 993 "
+            "with SSL/TLS or 143 with STARTTLS."
+        ),
+        "flood": (
+            "The server sent more than an answer may hold, so the connection was closed. Check host and "
+            "port; no proper mail server does this."
+        ),
+        "port-not-allowed/imap": "We do not connect to that port. Use 993 (SSL/TLS) or 143 (STARTTLS).",
+        "speaks-tls": (
+            "On this port the server speaks TLS from the first byte: set security to SSL/TLS (STARTTLS "
+            "belongs to port 587)."
+        ),
+        "speaks-tls/imap": (
+            "On this port the server speaks TLS from the first byte: set security to SSL/TLS (STARTTLS "
+            "belongs to port 143)."
+        ),
+        "speaks-starttls": (
+            "On this port the server begins in clear: set security to STARTTLS (SSL/TLS belongs to port 465)."
+        ),
+        "speaks-starttls/imap": (
+            "On this port the server begins in clear: set security to STARTTLS (SSL/TLS belongs to port 993)."
+        ),
+        "pair-wants-ssl": "This port usually speaks TLS from the first byte: choose SSL/TLS for it.",
+        "pair-wants-starttls": "This port usually begins in clear: choose STARTTLS for it.",
+        "microsoft-passwords-end": (
+            "Microsoft ends passwords for sending: off by default from the end of December 2026, not offered "
+            "to new organisations after that. Sign in with Microsoft before then."
+        ),
+        "secret-missing": "Enter the password again, or sign in with the provider.",
+        "slow-greeting": (
+            "The server lets those who connect wait before it greets them. Mail will still go, only slowly."
+        ),
+        "certificate-ends-soon": "The server's certificate ends soon; its operator should renew it in time.",
+        "not-encrypted": "Everything on this connection can be read on its way. Choose SSL/TLS or STARTTLS.",
+        "offers-differ": (
+            "What the server offers before and after encryption differs by more than the sign-in, which "
+            "may be a wrong setting of the server. What it offered encrypted is what counts."
+        ),
+        "own-address-refused": (
+            "The server accepts the sender, and refuses its own address as a recipient. Mail can be sent; "
+            "look whether the mailbox takes mail."
+        ),
+        "self-mail-not-found": (
+            "The mail was accepted, but it was not in the inbox in time. Look into the spam folder, or "
+            "whether the mailbox files such mail elsewhere."
+        ),
+        "preauth": (
+            "The server says that it already knows who we are, before it was told and before anything was "
+            "encrypted, so the test ends here: mail could be read from a stranger's mailbox. Choose SSL/TLS "
+            "on port 993; if it still happens, ask the server's operator."
+        ),
+        "auth-missing/imap": (
+            "The server does not offer a sign-in that fits the settings. Check that security is on: many "
+            "servers offer a sign-in only on encrypted connections."
+        ),
+        "auth-microsoft-imap": (
+            "Microsoft no longer accepts a password for reading this mailbox. Sign in with Microsoft (OAuth) "
+            "in place of the password, and see that IMAP is switched on for the mailbox."
+        ),
+        "imap-disabled": (
+            "Reading by IMAP is switched off for this mailbox. Switch it on in the mailbox's own settings, "
+            "or ask an administrator to."
+        ),
+        "password-not-ascii": (
+            "The password has letters beyond plain ASCII, and this server has no sign-in that can carry "
+            "them. Set a password of plain letters, digits and signs at the provider, and enter it here."
+        ),
+        "folder-missing": "Choose a folder that the mailbox has; INBOX is always there.",
+        "folder-name": "Enter the folder's name without line breaks.",
+        "read-only-refused": "The server did not let the folder be opened. Choose another one.",
         # What only takes time.
         "quota": (
             "The provider's sending limit is reached. We pause this account and go on by "

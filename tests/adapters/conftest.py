@@ -49,7 +49,7 @@ def loopback_policy(port: int) -> DialPolicy:
 
 
 def quick_deadlines(seconds: float = 0.4, **others: float) -> Deadlines:
-    names = ("connect", "banner", "ehlo", "tls", "auth", "envelope", "body", "dot", "quit")
+    names = ("connect", "banner", "ehlo", "tls", "auth", "envelope", "body", "dot", "quit", "blocked")
     spans = {"quit": 0.2, **others}
     chosen: dict[str, Any] = {name: timedelta(seconds=spans.get(name, seconds)) for name in names}
     return replace(Deadlines(), **chosen)

@@ -81,9 +81,10 @@ def test_what_was_not_tested_is_refused_with_exit_code_1(document: Path) -> None
     assert json.loads(out)["error"]["field"] == "is_outbound_enabled"
 
 
-def test_the_imap_test_says_that_it_is_not_there_yet(document: Path) -> None:
+def test_a_mailbox_without_imap_is_told_what_is_missing(document: Path) -> None:
     run("apply", str(document))
-    assert run("test", ADDRESS, "--imap") == (1, "", "IMAP test is not available yet.")
+    code, out, said = run("test", ADDRESS, "--imap")
+    assert code == 1 and "host and port" in said and "✗ settings" in out
 
 
 @pytest.mark.parametrize("action", ["show", "pause", "resume", "delete", "test", "enable", "disable"])

@@ -9,16 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import CommandError, CommandParser
+from django.core.management.base import CommandParser
 from django.utils import timezone
 
+from gobii_email.management.mailbox_test import MailboxTest
 from gobii_email.management.account_discovery import show_discovery
 from gobii_email.management.terminal import EmailCommand, length_of_time
 from gobii_email.models import AgentEmailAccount
-from gobii_email.services import accounts, diagnose, hold
-from gobii_email.services.diagnose import SmtpTest
+from gobii_email.services import accounts, hold
 
-MARKS = {"ok": "✓", "warn": "!", "fail": "✗", "skipped": "·"}
 _LIMITS = ("per_minute", "per_hour", "per_day", "max_connections", "messages_per_connection", "pool_ttl")
 
 
@@ -86,14 +85,6 @@ def _shown(value: object) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def test_text(test: SmtpTest) -> str:
-    steps = [
-        f"  {MARKS[step.status]} {step.name:<9}{step.milliseconds:>6} ms  {step.text}" for step in test.steps
-    ]
-    result = f"{MARKS['ok' if test.ok else 'fail']} {test.text} {test.advice}".strip()
-    return "\n".join([*steps, result])
-
-
 class Command(EmailCommand):
     help = "Connects, tests, enables, holds and removes the mailboxes of agents."
 
@@ -113,8 +104,7 @@ class Command(EmailCommand):
         self._add(actions, "resume", "end any hold and let the mail go")
         self._add(actions, "delete", "remove the account and its secrets; messages stay")
         test = self._add(actions, "test", "test the connection, step by step, and store the result")
-        test.add_argument("--smtp", action="store_true", help="sending (the default)")
-        test.add_argument("--imap", action="store_true", help="receiving")
+        MailboxTest.add_arguments(test)
         for name, text in (
             ("enable", "switch on what was tested"),
             ("disable", "switch off: queued mail waits, new mail takes the installation's own transport"),
@@ -200,30 +190,7 @@ class Command(EmailCommand):
         )
 
     def _test(self, options: dict[str, Any]) -> None:
-        account = self._account(options)
-        if options["imap"]:
-            self.fail(diagnose.IMAP_NOT_YET, field="imap")
-        test = diagnose.test_smtp(account)
-        document: dict[str, object] = {
-            "address": account.endpoint.address,
-            "ok": test.ok,
-            "text": test.text,
-            "advice": test.advice,
-            "steps": [
-                {
-                    "name": step.name,
-                    "status": step.status,
-                    "text": step.text,
-                    "milliseconds": step.milliseconds,
-                }
-                for step in test.steps
-            ],
-        }
-        if not test.ok:
-            document["error"] = {"field": "smtp", "reason": test.text, "remedy": test.advice}
-        self.answer(document, self.is_json, test_text(test))
-        if not test.ok:
-            raise CommandError(test.text, returncode=1)
+        MailboxTest(self, self._account(options), options).run()
 
     def _enable(self, options: dict[str, Any]) -> None:
         outbound = options["outbound"] or not options["inbound"]
