@@ -1,15 +1,19 @@
 """The Django admin: agents and their endpoints, mailboxes, limits, and what became of each message."""
 
-from gobii_email.admin.accounts import AccountAdmin, EndpointAdmin
+from gobii_email.admin.accounts import EndpointAdmin
 from gobii_email.admin.agents import AgentAdmin
+from gobii_email.admin.connections import ConnectionTestAdmin, MailHostAdmin
 from gobii_email.admin.limits import SendingLimitAdmin
+from gobii_email.admin.mailboxes import AccountAdmin
 from gobii_email.admin.messages import AttemptAdmin, MessageAdmin
 
 __all__ = [
     "AccountAdmin",
     "AgentAdmin",
     "AttemptAdmin",
+    "ConnectionTestAdmin",
     "EndpointAdmin",
+    "MailHostAdmin",
     "MessageAdmin",
     "SendingLimitAdmin",
 ]

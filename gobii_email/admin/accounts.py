@@ -1,30 +1,29 @@
-"""Endpoints and the mailboxes behind them: settings, write-only passwords, Test SMTP, pause and resume.
+"""Endpoints and the mailboxes behind them: settings, write-only passwords, and what may be done about one.
 
 The rules of an edit are those of services/accounts, the same as for every other way in; here they are
-shown beside the fields they concern.
+shown beside the fields they concern. The acts stand in mailbox_acts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
 from django.db.models import Q, QuerySet
+from django.db.models.functions import Lower
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect
-from django.template.response import TemplateResponse
-from django.urls import URLPattern, reverse
+from django.urls import URLPattern
 from django.utils import timezone
 from django.utils.decorators import method_decorator
-from django.utils.html import format_html
 from django.utils.timesince import timesince
 from django.views.decorators.debug import sensitive_post_parameters
 
+from gobii_email.admin.mailbox_acts import ACTS, MailboxAct, acts_for, confirmation, perform
 from gobii_email.admin.pages import OwnPages
 from gobii_email.domain.secret import Secret
 from gobii_email.models import AgentEmailAccount, PersistentAgentCommsEndpoint, PersistentAgentEmailEndpoint
-from gobii_email.services import diagnose, hold
 from gobii_email.services.accounts import InvalidAccount, edit_account, save_account
 
 SENDING = ["smtp_host", "smtp_port", "smtp_security", "smtp_auth", "smtp_username"]
@@ -49,6 +48,7 @@ LABELS = {
     },
     **{f"{side}_username": "User name" for side in ("smtp", "imap")},
 }
+TESTS_SHOWN = 10
 EDITED = [*SENDING, "is_outbound_enabled", *RECEIVING, *FOLDER, "is_inbound_enabled", *LIMITS]
 
 
@@ -118,12 +118,12 @@ class AccountForm(forms.ModelForm):
         return self.instance
 
 
-def test_result(account: AgentEmailAccount) -> str:
-    """How the last test of sending stands, in words."""
-    if account.smtp_error:
-        return account.smtp_error
-    if account.is_smtp_tested:
-        return f"Passed{_ago(account.smtp_last_ok_at)}."
+def test_result(account: AgentEmailAccount, side: str = "smtp") -> str:
+    """How the last test of sending stands, in words; with `side` "imap", that of receiving."""
+    if error := getattr(account, f"{side}_error"):
+        return str(error)
+    if getattr(account, f"is_{side}_tested"):
+        return f"Passed{_ago(getattr(account, f'{side}_last_ok_at'))}."
     return "Not tested in its present settings."
 
 
@@ -145,7 +145,7 @@ class AccountInline(admin.StackedInline):
     model = AgentEmailAccount
     form = AccountForm
     verbose_name = verbose_name_plural = "mailbox"
-    readonly_fields = ["state_now", "last_test"]
+    readonly_fields = ["state_now", "last_test", "last_imap_test"]
     fieldsets = [
         (
             "Sending",
@@ -157,7 +157,10 @@ class AccountInline(admin.StackedInline):
         ),
         (
             "Receiving",
-            {"fields": [*RECEIVING, "imap_password", *FOLDER, "is_inbound_enabled"], "classes": ["collapse"]},
+            {
+                "fields": [*RECEIVING, "imap_password", *FOLDER, "is_inbound_enabled", "last_imap_test"],
+                "classes": ["collapse"],
+            },
         ),
         ("Limits", {"fields": LIMITS, "classes": ["collapse"], "description": LIMITS_NOTE}),
     ]
@@ -170,6 +173,10 @@ class AccountInline(admin.StackedInline):
     def last_test(self, account: AgentEmailAccount) -> str:
         return test_result(account)
 
+    @admin.display(description="Test IMAP")
+    def last_imap_test(self, account: AgentEmailAccount) -> str:
+        return test_result(account, "imap")
+
 
 class EmailDetailsInline(admin.StackedInline):
     model = PersistentAgentEmailEndpoint
@@ -178,15 +185,20 @@ class EmailDetailsInline(admin.StackedInline):
 
 
 class OwnerFilter(admin.SimpleListFilter):
+    """One or the other, never both: each has an index of its own that is in the order of the list."""
+
     title = "whose"
     parameter_name = "whose"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[tuple[str, str]]:
         return [("own", "An agent's"), ("outside", "Outside contacts")]
 
+    def choices(self, changelist: Any) -> Iterator[dict[str, Any]]:
+        _, own, outside = super().choices(changelist)
+        yield own | {"selected": self.value() != "outside"}
+        yield outside
+
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() is None:
-            return queryset
         return queryset.filter(owner_agent__isnull=self.value() == "outside")
 
 
@@ -197,13 +209,29 @@ class EndpointAdmin(OwnPages):
     list_display = ["address", "channel", "owner_agent", "has_mailbox"]
     list_filter = [OwnerFilter, "channel"]
     list_select_related = ["owner_agent", "agentemailaccount"]
-    search_fields = ["address", "owner_agent__name"]
+    ordering = [Lower("address")]
+    sortable_by = ()
+    search_fields = ["address"]
+    search_help_text = "Parts of an agent's address or name; the whole address of an outside contact"
     autocomplete_fields = ["owner_agent"]
     fields = ["owner_agent", "channel", "address", "is_primary"]
     change_form_template = "admin/gobii_email/persistentagentcommsendpoint/change_form.html"
 
     class Media:
         css = {"all": ["gobii_email/admin.css"]}
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """Contacts are as many as there are recipients, and have an index of whole addresses alone."""
+        if not search_term:
+            return queryset, False
+        parts = Q(address__icontains=search_term) | Q(owner_agent__name__icontains=search_term)
+        whole = queryset.alias(lower=Lower("address")).filter(
+            owner_agent__isnull=True, lower=search_term.strip().lower()
+        )
+        is_outside = request.GET.get(OwnerFilter.parameter_name) == "outside"
+        return whole if is_outside else queryset.filter(parts, owner_agent__isnull=False), False
 
     @admin.display(description="mailbox", boolean=True)
     def has_mailbox(self, endpoint: PersistentAgentCommsEndpoint) -> bool:
@@ -236,27 +264,31 @@ class EndpointAdmin(OwnPages):
     # Pages of the mailbox
 
     def get_urls(self) -> list[URLPattern]:
-        pages = [
-            self.page("test-smtp/", self.test_smtp_view, "test_smtp", "POST"),
-            self.page("pause/", self.pause_view, "pause", "POST"),
-            self.page("resume/", self.resume_view, "resume", "POST"),
+        acts = [
+            self.page(f"{name.replace('_', '-')}/", self._act_view(act), name, "GET", "POST")
+            for name, act in ACTS.items()
         ]
-        return [*pages, *super().get_urls()]
+        return [*acts, *super().get_urls()]
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], **options: Any
     ) -> HttpResponse:
         endpoint = options.get("obj")
         account = getattr(endpoint, "agentemailaccount", None) if endpoint else None
-        if account is not None and request.user.has_perm("gobii_email.change_agentemailaccount"):
-            is_active = account.state_at(timezone.now()) == AgentEmailAccount.State.ACTIVE
-            context["account_actions"] = [
-                ("Test SMTP", self.url_of("test_smtp", endpoint.pk)),
-                ("Pause", self.url_of("pause", endpoint.pk))
-                if is_active
-                else ("Resume", self.url_of("resume", endpoint.pk)),
+        if account is not None:
+            may_act = request.user.has_perm("gobii_email.change_agentemailaccount")
+            context["account_acts"] = [
+                (act.button, self.url_of(act.name, account.pk))
+                for act in (acts_for(account) if may_act else ())
             ]
+            context["tests"] = account.tests.defer("steps").order_by("-started_at")[:TESTS_SHOWN]
         return super().render_change_form(request, context, **options)
+
+    def _act_view(self, act: MailboxAct) -> Any:
+        def view(request: HttpRequest, object_id: str) -> HttpResponseBase:
+            return self._answer(request, act, self._account(request, object_id))
+
+        return view
 
     def _account(self, request: HttpRequest, object_id: str) -> AgentEmailAccount:
         self.require(request, "change_agentemailaccount")
@@ -266,111 +298,14 @@ class EndpointAdmin(OwnPages):
             raise Http404("This endpoint has no mailbox.")
         return account
 
-    def test_smtp_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
-        account = self._account(request, object_id)
-        test = diagnose.test_smtp(account)
-        self.log_change(request, account.endpoint, f"Test SMTP: {'passed' if test.ok else 'failed'}.")
-        context = self.page_context(request, account.endpoint, f"Test SMTP of {account.endpoint.address}")
-        return TemplateResponse(
-            request,
-            "admin/gobii_email/persistentagentcommsendpoint/test_smtp.html",
-            context | {"test": test, "again": self.url_of("test_smtp", object_id), "media": self.media},
-        )
-
-    def pause_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
-        account = self._account(request, object_id)
-        hold.pause(account, reason=f"Paused by {request.user.get_username()}.")
-        return self._done(request, account, "Paused. Its mail waits until it is resumed.")
-
-    def resume_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
-        account = self._account(request, object_id)
-        waiting = hold.resume(account)
-        return self._done(request, account, f"Resumed; messages that were waiting: {waiting}.")
-
-    def _done(self, request: HttpRequest, account: AgentEmailAccount, text: str) -> HttpResponseBase:
-        self.log_change(request, account.endpoint, text)
-        messages.success(request, text)
-        return redirect(self.url_of("change", account.pk))
-
-
-class HealthFilter(admin.SimpleListFilter):
-    title = "health"
-    parameter_name = "health"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[tuple[str, str]]:
-        return [("ok", "Working"), ("failing", "Last answer was an error"), ("unused", "Never reached")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        rows = {
-            "ok": Q(smtp_error="", smtp_last_ok_at__isnull=False),
-            "failing": ~Q(smtp_error=""),
-            "unused": Q(smtp_error="", smtp_last_ok_at__isnull=True),
-        }
-        return queryset.filter(rows.get(self.value() or "", Q()))
-
-
-class TestFilter(admin.SimpleListFilter):
-    title = "last test"
-    parameter_name = "tested"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> Sequence[tuple[str, str]]:
-        return [("yes", "Passed in its present settings"), ("no", "To be tested")]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        rows = {"yes": ~Q(smtp_tested_fingerprint=""), "no": Q(smtp_tested_fingerprint="")}
-        return queryset.filter(rows.get(self.value() or "", Q()))
-
-
-@admin.register(AgentEmailAccount)
-class AccountAdmin(OwnPages):
-    """Every mailbox at a glance; each is edited on the page of its endpoint."""
-
-    list_display = ["address", "agent", "server", "is_outbound_enabled", "state_now", "last_test"]
-    list_filter = ["state", HealthFilter, TestFilter, "is_outbound_enabled", "is_inbound_enabled"]
-    list_select_related = ["endpoint__owner_agent"]
-    search_fields = ["endpoint__address", "endpoint__owner_agent__name", "smtp_host"]
-    actions = ["pause_selected", "resume_selected"]
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def change_view(
-        self, request: HttpRequest, object_id: str, *args: Any, **kwargs: Any
-    ) -> HttpResponseBase:
-        return redirect(reverse("admin:gobii_email_persistentagentcommsendpoint_change", args=[object_id]))
-
-    @admin.display(ordering="endpoint__address")
-    def address(self, account: AgentEmailAccount) -> str:
-        return account.endpoint.address
-
-    @admin.display(ordering="endpoint__owner_agent__name")
-    def agent(self, account: AgentEmailAccount) -> str:
-        return str(account.endpoint.owner_agent)
-
-    @admin.display(ordering="smtp_host")
-    def server(self, account: AgentEmailAccount) -> str:
-        return f"{account.smtp_host}:{account.smtp_port}" if account.smtp_host else "–"
-
-    @admin.display(description="state", ordering="state")
-    def state_now(self, account: AgentEmailAccount) -> str:
-        return state_text(account)
-
-    @admin.display(description="Test SMTP", ordering="smtp_last_ok_at")
-    def last_test(self, account: AgentEmailAccount) -> str:
-        text = test_result(account)
-        return format_html('<span title="{}">{}</span>', text, text[:80] + "…" if len(text) > 80 else text)
-
-    @admin.action(description="Pause the selected mailboxes", permissions=["change"])
-    def pause_selected(self, request: HttpRequest, queryset: QuerySet[AgentEmailAccount]) -> None:
-        for account in queryset:
-            hold.pause(account, reason=f"Paused by {request.user.get_username()}.")
-            self.log_change(request, account, "Paused.")
-        messages.success(request, "Paused. Their mail waits until they are resumed.")
-
-    @admin.action(description="Resume the selected mailboxes", permissions=["change"])
-    def resume_selected(self, request: HttpRequest, queryset: QuerySet[AgentEmailAccount]) -> None:
-        waiting = 0
-        for account in queryset:
-            waiting += hold.resume(account)
-            self.log_change(request, account, "Resumed.")
-        messages.success(request, f"Resumed; messages that were waiting: {waiting}.")
+    def _answer(self, request: HttpRequest, act: MailboxAct, account: AgentEmailAccount) -> HttpResponseBase:
+        """Asks on GET; on POST does it, and leads to what came of it."""
+        form = act.form(request.POST if request.method == "POST" else None)
+        back = self.url_of("change", account.pk)
+        if request.method == "GET" or not form.is_valid():
+            page = self.page_context(request, account.endpoint, act.button)
+            return confirmation(request, act, [account], form, page | {"media": self.media, "back": back})
+        done = perform(act, account, form, by=request.user.get_username())
+        self.log_change(request, account.endpoint, f"{act.button}: {done.text}")
+        messages.add_message(request, messages.SUCCESS if done.is_done else messages.ERROR, done.text)
+        return redirect(done.url or back)

@@ -7,7 +7,6 @@ by somebody else: it is shown in a frame without scripts, forms, network or our 
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from email import message_from_bytes
 from email.message import EmailMessage
@@ -28,7 +27,7 @@ from django.views.decorators.clickjacking import xframe_options_sameorigin
 from gobii_email.admin.newest import SEARCHED, NewestAdmin
 from gobii_email.admin.pages import OwnPages, ReadOnly
 from gobii_email.domain.addresses import normalise
-from gobii_email.domain.lifecycle import MessageStatus, Provider
+from gobii_email.domain.lifecycle import Provider
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.models import (
     FrozenMessage,
@@ -38,65 +37,12 @@ from gobii_email.models import (
     PersistentAgentMessage,
 )
 from gobii_email.services import intervene
+from gobii_email.services.act import ACTS, Act, acts_for, perform
 from gobii_email.services.status import delivery_status
 
 BODY_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 MAX_INLINE_IMAGE_BYTES = 1_000_000
 _CID = re.compile(r"""(["'(])cid:([^"')\s]+)""", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """One thing to do about a message: its button, the question, and in which statuses it makes sense."""
-
-    name: str
-    button: str
-    question: str
-    done: str
-    statuses: frozenset[MessageStatus]
-
-
-S = MessageStatus
-ACTS = {
-    act.name: act
-    for act in (
-        Act(
-            "retry",
-            "Retry",
-            "Send it now to everybody who does not have it yet? Who has it is left out.",
-            "It is due now.",
-            frozenset({S.QUEUED, S.FAILED, S.PARTIALLY_SENT, S.CANCELLED}),
-        ),
-        Act(
-            "cancel",
-            "Cancel",
-            "Withdraw it? What a server may already have cannot be called back.",
-            "Withdrawn; no server has it.",
-            frozenset({S.QUEUED, S.SENDING}),
-        ),
-        Act(
-            "resolve-sent",
-            "It was sent",
-            "Did the recipient or the provider confirm that it arrived? It is then settled as sent.",
-            "Settled as sent.",
-            frozenset({S.IN_DOUBT}),
-        ),
-        Act(
-            "resolve-resend",
-            "Send it again",
-            "Are you sure that the server does not have it? Otherwise the recipients get it twice.",
-            "Settled as not sent; it is sent again.",
-            frozenset({S.IN_DOUBT}),
-        ),
-        Act(
-            "resolve-failed",
-            "It failed",
-            "Give it up? It is then settled as failed and not sent again.",
-            "Settled as failed.",
-            frozenset({S.IN_DOUBT}),
-        ),
-    )
-}
 
 
 MOST_NAMED = 1_000
@@ -265,8 +211,7 @@ class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
                 "body_url": self.url_of("body", message.pk),
                 "acts": [
                     (act, self.url_of(act.name.replace("-", "_"), message.pk))
-                    for act in ACTS.values()
-                    if may_act and message.latest_status in act.statuses
+                    for act in (acts_for(message) if may_act else ())
                 ],
             }
         return super().render_change_form(request, context, **options)
@@ -308,18 +253,6 @@ class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
             self.log_change(request, message, f"{act.button}: {text}")
             messages.success(request, text)
         return redirect(self.url_of("change", message.pk))
-
-
-def perform(act: Act, message: PersistentAgentMessage, *, by: str, default_transport: bool) -> str:
-    """Does it; answers what came of it. Raises NotPossible."""
-    if act.name == "retry":
-        intervene.retry(message, by=by, use_default_transport=default_transport)
-    elif act.name == "cancel":
-        if not intervene.cancel(message, by=by):
-            raise intervene.NotPossible("It cannot be withdrawn any more: a server has it or may have it.")
-    else:
-        intervene.resolve_by_hand(message, act.name.removeprefix("resolve-"), by=by)
-    return act.done
 
 
 def raw_headers(frozen: FrozenMessage | None) -> str:

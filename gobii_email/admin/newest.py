@@ -7,6 +7,7 @@ says how far back that was, and leads on from there.
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from django.contrib.admin import ModelAdmin
@@ -22,6 +23,22 @@ MOST_ROWS = 1_000
 """So many rows are paged through; then `before` leads on to older ones."""
 SEARCHED = 30_000
 BEFORE = "before"
+
+
+class FewPaginator(Paginator):
+    """Counts no further than `MOST_ROWS`, and pages no further. `is_cut` says that there are more."""
+
+    @cached_property
+    def _known(self) -> int:
+        return self.object_list.order_by().values("pk")[: MOST_ROWS + 1].count()
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return min(self._known, MOST_ROWS)
+
+    @property
+    def is_cut(self) -> bool:
+        return self._known > MOST_ROWS
 
 
 class KeyPaginator(Paginator):

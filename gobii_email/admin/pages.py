@@ -9,12 +9,15 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_http_methods
 
+from gobii_email.admin.newest import FewPaginator
+
 View = Callable[..., HttpResponseBase]
 
 
 class OwnPages(admin.ModelAdmin):
     """A ModelAdmin with further pages on one object, and 422 for a form that was not accepted."""
 
+    paginator = FewPaginator
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER  # each would count all rows
 

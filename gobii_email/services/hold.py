@@ -6,6 +6,7 @@ accounts. Held mail stays queued, uses up no attempt, and keeps its own end of l
 
 import logging
 import uuid
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from django.db import transaction
@@ -176,10 +177,40 @@ def wake_if_free(endpoint_id: uuid.UUID | None, now: datetime) -> None:
             wake(account.endpoint_id)
 
 
+def clear_backoff(account: AgentEmailAccount) -> int:
+    """Ends what time alone would end: a limit or quota of `account`, its own backoff and its server's.
+
+    Pauses and holds that wait for a person stay. Answers how many attempts were waiting.
+    """
+    AgentEmailAccount.objects.filter(pk=account.pk).update(backoff_until=None)
+    account.backoff_until = None
+    waiting = end_host_backoff(account.smtp_server_name)
+    if account.state in {AccountState.LIMITED, AccountState.QUOTA}:
+        waiting += resume(account)
+    return waiting
+
+
+def end_host_backoff(name: str) -> int:
+    """Takes up again what goes to the server `name` (host:port); answers how many attempts were waiting."""
+    MailHost.objects.filter(name=name).delete()
+    host, _, port = name.rpartition(":")
+    if not port.isdigit():
+        return 0
+    is_active = Q(state=AccountState.ACTIVE) | Q(state_until__lte=timezone.now())
+    accounts = AgentEmailAccount.objects.filter(is_active, smtp_host=host, smtp_port=int(port))
+    return _wake(accounts.values_list("pk", flat=True))
+
+
 def wake(endpoint_id: uuid.UUID) -> int:
     """Makes the held mail of an endpoint due now, and its lane; the dispatcher hands it out."""
-    Lane.objects.filter(pk=endpoint_id).update(look_at=None, code="", reason="")
-    queued = OutboundMessageAttempt.objects.filter(from_endpoint_id=endpoint_id, status=AttemptStatus.QUEUED)
+    return _wake([endpoint_id])
+
+
+def _wake(endpoint_ids: Iterable[uuid.UUID]) -> int:
+    Lane.objects.filter(pk__in=endpoint_ids).update(look_at=None, code="", reason="")
+    queued = OutboundMessageAttempt.objects.filter(
+        from_endpoint_id__in=endpoint_ids, status=AttemptStatus.QUEUED
+    )
     return queued.exclude(held_code="").update(
         due_at=Greatest(F("not_before"), timezone.now()), held_code="", held_reason=""
     )
