@@ -217,12 +217,13 @@ class _Session(OAuth2Session):  # type: ignore[misc]
             **values,
         )
         self._until = time.monotonic() + total
-        self.verify = os.environ.get("SSL_CERT_FILE") or True
 
     def send(self, request: requests.PreparedRequest, **named: Any) -> requests.Response:
         left = max(self._until - time.monotonic(), 0.001)
         timeout = (min(CONNECT_SECONDS, left), left)
         limits = {"allow_redirects": False, "stream": True, "timeout": timeout}
+        if anchors := os.environ.get("SSL_CERT_FILE"):
+            limits["verify"] = anchors
         answer: requests.Response = super().send(request, **(named | limits))
         answer._content = self._body(answer)
         return answer

@@ -35,6 +35,7 @@ class Cause(StrEnum):
     SMTPUTF8_REQUIRED = "smtputf8_required"
     MESSAGE_TOO_LARGE = "message_too_large"  # larger than the server's SIZE
     SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105
+    TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105 - the provider issues no access token just now
     LEASE_LOST = "lease_lost"  # the durable mark could not be committed; the dot was not sent
     API_ERROR = "api_error"  # an HTTP provider answered something unusable
     WORKER_LOST = "worker_lost"  # said by rescue, never by a transport

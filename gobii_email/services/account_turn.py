@@ -13,10 +13,10 @@ from django.utils import timezone
 
 from gobii_email import wiring
 from gobii_email.conf import config
-from gobii_email.domain.classification import AccountState, Scope
+from gobii_email.domain.classification import AccountState, Scope, read_reply
 from gobii_email.domain.judgement import judge
 from gobii_email.domain.lifecycle import Provider
-from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome
+from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused
 from gobii_email.domain.quotas import Limits
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.encryption import SecretUnreadable
@@ -28,6 +28,7 @@ from gobii_email.services.admit import Place, scopes_of
 from gobii_email.services.lease import Lease, keeper
 from gobii_email.services.recall import origins
 from gobii_email.services.record import release_connection
+from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token, renewed_token
 from gobii_email.services.select import obstacle_of_the_moment
 from gobii_email.services.send import longest_send, send_by_account
 from gobii_email.services.share import newcomers, shares
@@ -58,14 +59,14 @@ class AccountTurn:
         self.is_probe = False
         self.sender: Sender | None = None
         self.obstacle: Wait | None = None
-        self.was_accepted = self.has_called_for_help = False
+        self.was_accepted = self.has_called_for_help = self.has_renewed = False
         self.is_quick = True
         self.count = 0
         self.read_at = time.monotonic()
 
     def run(self) -> None:
         now = timezone.now()
-        if not self._may_begin(now):
+        if not (self._may_begin(now) and self._has_token(now)):
             return
         try:
             self._run_within_limits(now)
@@ -90,6 +91,27 @@ class AccountTurn:
         self.place = Place(self.turn.name, scopes)
         release_connection()
         return True
+
+    def _has_token(self, now: datetime) -> bool:
+        """Renews the access token of an account with OAuth where it is time, before anything is claimed."""
+        if not self._is_by_token:
+            return True
+        try:
+            access_token(self.account)
+        except TokenUnavailable as problem:
+            self._wait("token_unavailable", str(problem), problem.until, now)
+            return False
+        except ReconnectNeeded as problem:
+            self._wait(str(AccountState.AUTH_NEEDED), str(problem), None, now)
+            hold.wake_if_free(self.turn.origin.endpoint_id, now)
+            return False
+        except SecretUnreadable:
+            return True  # and the first mail finds the same, which holds the account
+        return True
+
+    @property
+    def _is_by_token(self) -> bool:
+        return self.account.smtp_auth == AgentEmailAccount.AuthMode.OAUTH2
 
     def _wait(self, code: str, reason: str, until: datetime | None, now: datetime) -> None:
         wait(self.turn.origin.endpoint_id, code, reason, until, now)
@@ -120,8 +142,7 @@ class AccountTurn:
             try:
                 self.turn.flush(Provider.SMTP)
             finally:
-                if self.sender is not None:
-                    self.sender.close()
+                self._leave_server()
                 keeper.let_go(kept)
                 self.turn.has_more |= self.place.leave()
 
@@ -231,7 +252,35 @@ class AccountTurn:
         assert self.sender is not None
         if len(addresses) < len(work.addresses) and not narrow(work, addresses):
             return Lost(Stage.CONNECT, Cause.LEASE_LOST, "This attempt had been taken over.")
+        outcome = send_by_account(work, addresses, server, self.sender, Lease(work, Provider.SMTP))
+        return self._with_another_token(work, addresses, outcome) or outcome
+
+    def _with_another_token(self, work: Work, addresses: Sequence[str], refusal: Outcome) -> Outcome | None:
+        """How it ends with a new access token, where the `refusal` is about the old one; None where not.
+
+        Once a turn, so that a mailbox that takes no token is held and not asked again and again.
+        """
+        refused = self.server.secret
+        if not self._is_by_token or refused is None or self.has_renewed or not _is_about_login(refusal):
+            return None
+        self.has_renewed = True
+        try:
+            if renewed_token(self.account, refused) is None:
+                return None
+        except TokenUnavailable as problem:
+            return Lost(Stage.AUTH, Cause.TOKEN_UNAVAILABLE, str(problem))
+        except (ReconnectNeeded, SecretUnreadable):
+            return None
+        self._leave_server()
+        server = self._server()
+        assert self.sender is not None
+        self.turn.kept.touch(longest_send(work.size))
         return send_by_account(work, addresses, server, self.sender, Lease(work, Provider.SMTP))
+
+    def _leave_server(self) -> None:
+        sender, self.sender = self.sender, None
+        if sender is not None:
+            sender.close()
 
     def _server(self) -> SmtpServer:
         """The account's server, with its secret opened once a turn."""
@@ -277,3 +326,10 @@ class AccountTurn:
             if hold.note_success(self.account, self.turn.origin, timezone.now()):
                 origins.forget(self.turn.lane)
             release_connection()
+
+
+def _is_about_login(outcome: Outcome) -> bool:
+    """Whether a server refused the login itself, which for an access token may be its end."""
+    if not isinstance(outcome, Refused) or outcome.stage is not Stage.AUTH:
+        return False
+    return read_reply(Stage.AUTH, outcome.reply).hold is AccountState.AUTH_NEEDED
