@@ -17,15 +17,16 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_post_parameters
 
-from gobii_email.console import audit
+from gobii_email.console import audit, connecting
 from gobii_email.console.access import page, require_right
 from gobii_email.console.forms import LIMITS, SIDES, PauseForm, ReasonForm, SettingsForm
 from gobii_email.domain.classification import AccountState
 from gobii_email.domain.providers import provider_of_host
 from gobii_email.models import AgentEmailAccount, ConnectionTest, MailHost
 from gobii_email.services import accounts as services
-from gobii_email.services import allow, browse, diagnose, hold
+from gobii_email.services import allow, authorize, browse, diagnose, hold
 from gobii_email.services.accounts import InvalidAccount
+from gobii_email.services.authorize import AuthorizationRefused
 from gobii_email.services.browse import Whose
 from gobii_email.services.guard import SETTINGS, STATE, ChangedMeanwhile, account_version, unchanged
 
@@ -66,12 +67,14 @@ def _account(whose: Whose, pk: UUID) -> AgentEmailAccount:
 def _shown(
     request: HttpRequest, found: AgentEmailAccount, *, status: int = 200, **others: object
 ) -> HttpResponse:
-    return render(request, "console/account.html", _context(found) | others, status=status)
+    response = render(request, "console/account.html", _context(found) | others, status=status)
+    return connecting.with_sign_in(response)
 
 
 def _context(found: AgentEmailAccount) -> dict[str, Any]:
     now = timezone.now()
     tests = list(ConnectionTest.objects.filter(account=found)[:TESTS_SHOWN])
+    provider = provider_of_host(found.smtp_host) if found.smtp_host else None
     return {
         "account": found,
         "state": found.state_at(now),
@@ -87,7 +90,8 @@ def _context(found: AgentEmailAccount) -> dict[str, Any]:
         "waiting": browse.waiting(found),
         "host": MailHost.objects.filter(name=found.smtp_server_name, backoff_until__gt=now).first(),
         "credential": getattr(found, "oauth_credential", None),
-        "provider": provider_of_host(found.smtp_host) if found.smtp_host else None,
+        "provider": provider,
+        "sign_in": provider.oauth if provider and provider.oauth in authorize.configured_providers() else "",
         "sides": _sides(found, tests),
         "tests": tests,
         "is_testing": any(is_under_way(test) for test in tests),
@@ -259,6 +263,20 @@ def test(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
         return _shown(request, found, status=429, problem=str(refused))
     audit.note(request, found, f"Test of {SIDES[protocol]} begun.")
     return redirect(f"{reverse('console:account', args=[found.pk])}#tests")
+
+
+@_act
+def connect(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
+    """To the provider, to sign in to this mailbox (again)."""
+    try:
+        return redirect(connecting.begin(request, found, request.POST.get("provider", "")))
+    except AuthorizationRefused as refused:
+        return _shown(request, found, status=422, problem=str(refused))
+
+
+@_act
+def disconnect(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
+    return _done(request, found, authorize.disconnect(found).text, _reason(request))
 
 
 @page("GET", "HEAD", "POST")

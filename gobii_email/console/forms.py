@@ -12,6 +12,8 @@ from django import forms
 from django.utils import timezone
 
 from gobii_email.console.audit import MAX_REASON_CHARACTERS
+from gobii_email.domain.addresses import parse_address
+from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.lifecycle import MessageStatus, Provider
 from gobii_email.domain.secret import Secret
 from gobii_email.models import AgentEmailAccount
@@ -176,3 +178,103 @@ class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def limits(self) -> list[forms.BoundField]:
         return [self[name] for name in LIMITS]
+
+
+class AddressForm(forms.Form):
+    """Which mailbox is to be added, and which agent writes from it."""
+
+    address = forms.CharField(
+        max_length=320,
+        label="E-mail address",
+        widget=forms.EmailInput(attrs={"autocomplete": "email", "spellcheck": "false"}),
+        help_text="The mailbox that the agent is to send from.",
+    )
+    agent = forms.ChoiceField(required=False)
+    name = forms.CharField(
+        required=False, max_length=255, label="Name of the new agent", help_text="Only for a new agent."
+    )
+
+    def __init__(self, data: Mapping[str, Any] | None, whose: Whose) -> None:
+        super().__init__(data, auto_id="add-%s")
+        agents = whose.agents().order_by("name").values_list("pk", "name")[:MOST_CHOICES]
+        field = self.fields["agent"]
+        assert isinstance(field, forms.ChoiceField)
+        field.choices = [*((str(pk), name) for pk, name in agents), ("", "A new agent")]
+
+    def clean_address(self) -> str:
+        try:
+            return str(parse_address(self.cleaned_data["address"]))
+        except InvalidMail as wrong:
+            raise forms.ValidationError(str(wrong)) from None
+
+    def clean(self) -> None:
+        given = self.cleaned_data
+        if not self.errors and not given["agent"] and not given["name"].strip():
+            self.add_error("name", "Choose an agent, or give the new one a name.")
+
+
+_SECURITIES = [("ssl", "SSL/TLS"), ("starttls", "STARTTLS")]
+
+
+def _port() -> forms.IntegerField:
+    return forms.IntegerField(required=False, min_value=1, max_value=65535, label="Port")
+
+
+class ConnectForm(forms.Form):
+    """The settings of a new mailbox that is opened with a password."""
+
+    username = forms.CharField(
+        max_length=255, label="User name", widget=forms.TextInput(attrs={"autocomplete": "username"})
+    )
+    password = forms.CharField(
+        strip=False,
+        max_length=8192,
+        widget=forms.PasswordInput(render_value=False, attrs={"autocomplete": "off"}),
+        help_text="Stored encrypted, shown to nobody, and told to this mailbox's servers alone.",
+    )
+    smtp_host = forms.CharField(max_length=255, label="Server")
+    smtp_port = _port()
+    smtp_security = forms.ChoiceField(choices=_SECURITIES, label="Security")
+    imap_host = forms.CharField(
+        max_length=255,
+        required=False,
+        label="Server",
+        help_text="Leave it empty where nothing is to be received.",
+    )
+    imap_port = _port()
+    imap_security = forms.ChoiceField(choices=_SECURITIES, label="Security")
+    is_trusted = forms.BooleanField(
+        label="These are my provider's servers: I have compared them with its help pages.",
+        error_messages={"required": "Compare the servers with your provider's help pages, then tick this."},
+    )
+
+    def __init__(self, *args: Any, is_confirmed: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if is_confirmed:
+            del self.fields["is_trusted"]
+
+    def document(self) -> dict[str, object]:
+        """The mailbox as services/accounts reads it."""
+        sides = [side for side in SIDES if self.cleaned_data[f"{side}_host"]]
+        return {side: self._server(side) for side in sides}
+
+    def _server(self, side: str) -> dict[str, object]:
+        given = self.cleaned_data
+        values = {part: given[f"{side}_{part}"] for part in ("host", "port", "security")}
+        values |= {part: given[part] for part in ("username", "password")}
+        return {name: value for name, value in values.items() if value not in (None, "")}
+
+    def complain(self, wrong: InvalidAccount) -> None:
+        """Puts each problem beside its field; name and password are the same for both sides."""
+        for problem in wrong.problems:
+            _, _, part = problem.field.partition(".")
+            field = part if part in {"username", "password"} else problem.field.replace(".", "_")
+            text = f"{problem.reason} {problem.remedy}".strip()
+            self.add_error(field if field in self.fields else None, text[:1].upper() + text[1:])
+
+    def account_fields(self) -> list[forms.BoundField]:
+        return [self["username"], self["password"]]
+
+    def sides(self) -> list[tuple[str, list[forms.BoundField]]]:
+        parts = ("host", "port", "security")
+        return [(title, [self[f"{side}_{part}"] for part in parts]) for side, title in SIDES.items()]
