@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.db.models import Max
+
 from gobii_email.conf import config
 from gobii_email.domain.lifecycle import (
     OPEN,
@@ -82,9 +84,11 @@ def queue_next(
     attempt: OutboundMessageAttempt, addresses: Sequence[str], following: Next, now: datetime
 ) -> OutboundMessageEvent:
     """Queues attempt n+1 for `addresses` alone; answers the event that tells of it, not yet written."""
+    # A doubt that came back is about an attempt that others have followed already.
+    last = OutboundMessageAttempt.objects.filter(message_id=attempt.message_id).aggregate(last=Max("number"))
     successor = OutboundMessageAttempt.objects.create(
         message_id=attempt.message_id,
-        number=attempt.number + 1,
+        number=last["last"] + 1,
         from_endpoint_id=attempt.from_endpoint_id,
         priority=attempt.priority,
         expires_at=attempt.message.expires_at,
@@ -116,13 +120,13 @@ def refresh_message(
     """
     message = attempt.message
     if own is None:
-        own, open_status = _locked_state(message.pk)
-        if open_status is None and _is_still_in_doubt(attempt, now):
-            own, open_status = _locked_state(message.pk)
+        state = _locked_state(message.pk)
+        if state.open_attempt is None and _is_still_in_doubt(attempt, now):
+            state = _locked_state(message.pk)
     else:
-        open_status = _open_status(attempt)
+        state = _State(own, _open_status(attempt), was_withdrawn=attempt.status == AttemptStatus.CANCELLED)
     status = message_status(
-        own, open_attempt=open_status, was_withdrawn=attempt.status == AttemptStatus.CANCELLED
+        state.recipients, open_attempt=state.open_attempt, was_withdrawn=state.was_withdrawn
     )
     values: dict[str, object] = {
         "latest_status": status,
@@ -173,10 +177,22 @@ def _open_status(attempt: OutboundMessageAttempt) -> AttemptStatus | None:
     return None if attempt.successor is None else AttemptStatus.QUEUED
 
 
-def _locked_state(message_id: uuid.UUID) -> tuple[list[RecipientStatus], AttemptStatus | None]:
-    """All recipients' statuses and the open attempt's, with the message locked against other writers."""
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a message's status follows from. Its last attempt says whether it was withdrawn."""
+
+    recipients: Iterable[RecipientStatus]
+    open_attempt: AttemptStatus | None
+    was_withdrawn: bool
+
+
+def _locked_state(message_id: uuid.UUID) -> _State:
+    """As the rows have it, with the message locked against other writers."""
     PersistentAgentMessage.objects.select_for_update().values_list("pk").get(pk=message_id)
-    open_one = OutboundMessageAttempt.objects.filter(message_id=message_id, status__in=OPEN)
-    status = open_one.values_list("status", flat=True).first()
-    recipients = OutboundMessageRecipient.objects.filter(message_id=message_id).statuses()
-    return recipients, None if status is None else AttemptStatus(status)
+    attempts = OutboundMessageAttempt.objects.filter(message_id=message_id).order_by("number")
+    statuses = [AttemptStatus(status) for status in attempts.values_list("status", flat=True)]
+    return _State(
+        OutboundMessageRecipient.objects.filter(message_id=message_id).statuses(),
+        next((status for status in statuses if status in OPEN), None),
+        was_withdrawn=statuses[-1] is AttemptStatus.CANCELLED,
+    )

@@ -72,6 +72,13 @@ def test_a_refused_second_copy_leaves_the_first_in_doubt(endpoint: Endpoint, mes
     assert statuses(message) == ["sent", "sent", "failed", "accepted", "accepted"]
 
 
+def test_a_doubt_that_came_back_can_be_sent_again_by_hand(endpoint: Endpoint, message) -> None:
+    end(endpoint, NO)
+    resolve_by_hand(message, "resend")
+    end(endpoint, Accepted(Reply(250, "", "Ok")))
+    assert statuses(message) == ["sent", "deferred", "failed", "sent", "accepted", "accepted"]
+
+
 def test_whom_the_second_copy_reached_is_out_of_doubt(endpoint: Endpoint, message) -> None:
     end(endpoint, Accepted(Reply(250, "", "Ok"), refused={"b@rcpt.example": Reply(550, "5.1.1", "Nobody")}))
     assert statuses(message) == ["in_doubt", "in_doubt", "sent", "accepted", "pending"]

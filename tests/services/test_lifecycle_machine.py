@@ -62,7 +62,7 @@ pytestmark = pytest.mark.django_db
 OK = Reply(250, "2.0.0", "Ok: queued as 1")
 LATER = Reply(451, "4.3.0", "Not now")
 NEVER = Reply(554, "5.6.0", "Content rejected")
-ENDED = {str(status) for status in AttemptStatus} - {str(status) for status in OPEN}
+ENDED = {"sent", "delivered", "failed", "cancelled"}
 LEASE = timedelta(seconds=60)
 # A retry, a lease, a doubt and, seldom, a life.
 SPANS = [31, 31, 61, 61, 61, 901, 86_401]
@@ -120,9 +120,9 @@ class Lives(RuleBasedStateMachine):
 
     # What callers and people do
 
-    @initialize(target=messages)
-    def begin(self) -> Any:
-        return self._submit("hold", 1, is_second=True)
+    @initialize(target=messages, on_doubt=st.sampled_from(["hold", "resend"]))
+    def begin(self, on_doubt: str) -> Any:
+        return self._submit(on_doubt, 1, is_second=True)
 
     @precondition(lambda self: self.count < 3)
     @rule(
@@ -146,9 +146,23 @@ class Lives(RuleBasedStateMachine):
         )
         if on_doubt == "resend":
             self.may_double.add(message.pk)
-        if is_second:
+        if is_second and on_doubt == "resend":
+            self._doubt(message)
+        elif is_second:
             self._defer(message)
         return message.pk
+
+    def _doubt(self, message: PersistentAgentMessage) -> None:
+        """It arrives, its worker dies, and its policy sends it again."""
+        for work in statements.claim(Claim(self.endpoint.pk, 9, "one", self.now, self.now + LEASE)):
+            if work.message_id == message.pk:
+                self._mark(Held(work), connects=True)
+                self._arrives(Held(work), work.addresses)
+            else:
+                statements.release([work])
+        for seconds in (61, 901):
+            self.now += timedelta(seconds=seconds)
+            dispatch_round()
 
     def _defer(self, message: PersistentAgentMessage) -> None:
         for work in statements.claim(Claim(self.endpoint.pk, 9, "one", self.now, self.now + LEASE)):
@@ -293,7 +307,7 @@ class Lives(RuleBasedStateMachine):
     def what_is_called_failed_never_arrived(self) -> None:
         for message in PersistentAgentMessage.objects.filter(
             latest_status__in=[MessageStatus.FAILED, MessageStatus.CANCELLED]
-        ).exclude(pk__in=self.may_double | self.vouched):
+        ).exclude(pk__in=self.vouched):
             arrived = [key for key in self.copies if key[0] == message.pk]
             assert not arrived, f"{message.latest_status}, and the server has it"
 
