@@ -4,7 +4,6 @@ What was typed into a form that came too late is kept, passwords apart, and show
 """
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -31,7 +30,7 @@ from gobii_email.services.browse import Whose
 from gobii_email.services.guard import SETTINGS, STATE, ChangedMeanwhile, account_version, unchanged
 
 TESTS_SHOWN = 10
-LONGEST_TEST = timedelta(minutes=3)
+
 _CHANGED = "It was changed elsewhere since this page was shown, so nothing was done. "
 _CHANGED_SETTINGS = (
     _CHANGED + "What you typed is still here, passwords apart: compare, enter the password again, and save."
@@ -123,7 +122,7 @@ def _sides(found: AgentEmailAccount, tests: list[ConnectionTest]) -> list[dict[s
 
 def is_under_way(test: ConnectionTest) -> bool:
     """A test that nobody finished was lost with its process; it is not waited for for ever."""
-    return test.finished_at is None and timezone.now() - test.started_at < LONGEST_TEST
+    return test.finished_at is None and timezone.now() - test.started_at < diagnose.LONGEST
 
 
 # What may be done
