@@ -302,7 +302,7 @@ class EndpointAdmin(OwnPages):
         """Asks on GET; on POST does it, and leads to what came of it."""
         form = act.form(request.POST if request.method == "POST" else None)
         back = self.url_of("change", account.pk)
-        if request.method == "GET" or not form.is_valid():
+        if not form.is_valid():
             page = self.page_context(request, account.endpoint, act.button)
             return confirmation(request, act, [account], form, page | {"media": self.media, "back": back})
         done = perform(act, account, form, by=request.user.get_username())
