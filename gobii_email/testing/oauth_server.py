@@ -7,6 +7,7 @@ sent back. It listens on a free port, in its own threads, and stops by its own h
 
 import base64
 import hashlib
+import itertools
 import json
 import secrets
 import ssl
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -22,6 +24,7 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 
 LOOPBACK = "127.0.0.1"
+_COUNT = itertools.count()
 CLIENT_ID, CLIENT_SECRET = "client-of-tests", "client-s3cret"
 
 
@@ -105,7 +108,6 @@ class LocalOAuthProvider:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self.issuer = issuer or self.url
         self.key_details: dict[str, Any] = {}
-        self._key = self._unpublished = _new_key()
         self.rotate_keys()
 
     @property
@@ -259,7 +261,7 @@ class LocalOAuthProvider:
         }
         claims |= grant.person | self.faults.claims
         kept = {name: value for name, value in claims.items() if value is not None}
-        key = self._unpublished if self.faults.other_key else self._key
+        key = RSAKey.import_key(_private_key(-1)) if self.faults.other_key else self._key
         return jwt.encode({"alg": "RS256", "kid": self._key.kid}, kept, key)
 
     def _revoke(self, token: str) -> Answer:
@@ -275,7 +277,13 @@ class LocalOAuthProvider:
 
 
 def _new_key() -> RSAKey:
-    return RSAKey.generate_key(2048, {"kid": secrets.token_hex(8)})
+    """Another key than the one before, under a name of its own; made seldom, because that takes long."""
+    return RSAKey.import_key(_private_key(next(_COUNT) % 3), {"kid": secrets.token_hex(8)})
+
+
+@cache
+def _private_key(number: int) -> bytes:
+    return RSAKey.generate_key(2048).as_pem(private=True)
 
 
 def _json(value: object) -> Answer:
