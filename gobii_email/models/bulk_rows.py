@@ -112,13 +112,13 @@ def write_rows(steps: Sequence[Insertion | Change]) -> None:
     To be called in a transaction. Raises what Django would raise.
     """
     steps = [step for step in steps if step.rows]
-    if not is_postgres() or len(steps[0].rows) > FEW_ROWS:
-        for step in steps:
+    has_few = is_postgres() and len(steps[0].rows) <= FEW_ROWS
+    together = [step for step in steps if has_few and not _is_large(step)]
+    for step in steps:
+        if step not in together:
             _insert(step) if isinstance(step, Insertion) else _change(step)
-        return
-    for step in filter(_is_large, steps):
-        _insert(step)
-    _write_together([step for step in steps if not _is_large(step)])
+    if together:
+        _write_together(together)
 
 
 def _is_large(step: Insertion | Change) -> bool:
