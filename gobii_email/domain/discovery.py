@@ -81,12 +81,12 @@ class Discovery:
         return self.provider.oauth if self.provider else ""
 
     def as_document(self) -> dict[str, object]:
-        """All of it as JSON knows it; the provider as its id and name."""
+        """All of it as JSON knows it; of the provider its id and name, and where its facts are from."""
         return {
             "address": self.address,
             "source": self.source,
             "is_confirmed": self.is_confirmed,
-            "provider": {"id": self.provider.id, "name": self.provider.name} if self.provider else None,
+            "provider": _provider_document(self.provider) if self.provider else None,
             "smtp": asdict(self.smtp) if self.smtp else None,
             "imap": asdict(self.imap) if self.imap else None,
             "username": self.username,
@@ -95,6 +95,15 @@ class Discovery:
             "advice": self.advice,
             "caveats": list(self.caveats),
         }
+
+
+def _provider_document(provider: Provider) -> dict[str, str | None]:
+    return {
+        "id": provider.id,
+        "name": provider.name,
+        "source": provider.source,
+        "checked_at": provider.checked_at.isoformat() if provider.checked_at else None,
+    }
 
 
 def of_provider(mailbox: MailAddress, provider: Provider, source: Source) -> Discovery:

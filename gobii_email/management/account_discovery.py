@@ -45,6 +45,9 @@ def discovery_text(found: Discovery) -> str:
         "user name": found.username or "made up by the provider, not the address",
         "sign in": " or ".join(_ways_in(found)),
     }
+    if found.provider:
+        checked = f", looked at on {found.provider.checked_at}" if found.provider.checked_at else ""
+        rows["facts from"] = f"{found.provider.source}{checked}"
     lines = [f"  {label:<10} {value}" for label, value in rows.items()]
     title = f"{found.address}: {name}{_FOUND_BY[found.source]}"
     return "\n".join([title, *lines, f"→ {found.advice}", *_notes(found)])

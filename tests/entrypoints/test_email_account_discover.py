@@ -22,12 +22,13 @@ def discovered(*arguments):
 def test_a_card_for_people():
     answer = discovered("ada@outlook.com")
     assert answer.code == 0
-    assert answer.out.splitlines()[:6] == [
+    assert answer.out.splitlines()[:7] == [
         "ada@outlook.com: Outlook.com, Hotmail, Live: the provider of this address",
         "  sending    smtp-mail.outlook.com:587 STARTTLS",
         "  receiving  outlook.office365.com:993 TLS",
         "  user name  ada@outlook.com",
         "  sign in    with Microsoft",
+        "  facts from https://support.microsoft.com (sending limits in Outlook.com), looked at on 2026-11-21",
         f"→ {provider_of_address('ada@outlook.com').advice}",
     ]
 

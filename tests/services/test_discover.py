@@ -73,7 +73,7 @@ def test_what_the_domain_announces_is_shown_as_unconfirmed(dns):
     assert (found.source, found.provider, found.is_confirmed) == ("srv", None, False)
     assert servers(found) == ("smtp.shop.example:465 ssl", "imap.shop.example:993 ssl")
     assert (found.username, found.auth) == ("ada@shop.example", ("password",))
-    assert "before you enter a password" in found.caveats[0] and len(found.caveats) == 1
+    assert "what the domain says of itself" in found.caveats[0] and len(found.caveats) == 1
 
 
 def test_customary_names_are_tried_last_and_called_a_guess(dns):
@@ -126,13 +126,21 @@ def test_a_server_that_does_not_exist_is_passed_over(dns):
     assert servers(discover("ada@shop.example")) == (None, "there.example:993 ssl")
 
 
-def test_what_the_domain_denies_is_neither_announced_nor_guessed(dns):
+@pytest.mark.parametrize(
+    ("services", "use", "expected"),
+    [
+        (("submissions", "submission"), "sending", (None, "mail.shop.example:993 ssl")),
+        (("imaps",), "receiving", ("mail.shop.example:465 ssl", None)),
+    ],
+    ids=["sending", "receiving"],
+)
+def test_what_the_domain_denies_is_neither_announced_nor_guessed(dns, services, use, expected):
     dns.records |= {"mail.shop.example": PUBLIC}
-    for service in ("submission", "submissions"):
+    for service in services:
         dns.records[f"_{service}._tcp.shop.example"] = {"SRV": ["0 0 0 ."]}
     found = discover("ada@shop.example")
-    assert servers(found) == (None, "mail.shop.example:993 ssl")
-    assert "shop.example says in DNS that it offers no sending with mail programs." in found.caveats
+    assert servers(found) == expected
+    assert f"shop.example says in DNS that it offers no {use} with mail programs." in found.caveats
 
 
 def test_a_denial_of_one_way_leaves_the_other(dns):
@@ -174,7 +182,12 @@ def test_the_document_is_plain_and_whole(dns):
         "address": "ada@free.fr",
         "source": "table",
         "is_confirmed": True,
-        "provider": {"id": "free", "name": "Free (France)"},
+        "provider": {
+            "id": "free",
+            "name": "Free (France)",
+            "source": "general knowledge, not checked against a page",
+            "checked_at": None,
+        },
         "smtp": {"host": "smtp.free.fr", "port": 465, "security": "ssl"},
         "imap": {"host": "imap.free.fr", "port": 993, "security": "ssl"},
         "username": "ada",
@@ -183,6 +196,11 @@ def test_the_document_is_plain_and_whole(dns):
         "advice": discover("ada@free.fr").advice,
         "caveats": list(discover("ada@free.fr").caveats),
     }
+
+
+def test_the_document_says_where_facts_are_from_and_of_which_day(dns):
+    provider = discover("ada@icloud.com").as_document()["provider"]
+    assert provider["checked_at"] == "2026-11-21" and provider["source"].startswith("https://")
 
 
 # Trouble, and those who make it
