@@ -9,6 +9,7 @@ from django.core.signals import setting_changed
 from gobii_email.adapters.celery_queue import CeleryDoorbell
 from gobii_email.adapters.dialer import DialPolicy
 from gobii_email.adapters.dns import DnsInquiry
+from gobii_email.adapters.imap import ImapDeadlines, ImapMailboxes
 from gobii_email.adapters.oauth import Endpoints, OAuthProvider
 from gobii_email.adapters.postmark import PostmarkTransport
 from gobii_email.adapters.redis_limiter import RedisLimiter
@@ -45,6 +46,22 @@ def smtp_transport() -> SmtpTransport:
             envelope=settings.deadline_envelope,
             body=settings.deadline_body,
             dot=settings.deadline_dot,
+            probe=settings.deadline_test,
+            blocked=settings.test_blocked_after,
+        ),
+    )
+
+
+@lru_cache(maxsize=1)
+def imap_mailboxes() -> ImapMailboxes:
+    settings = config()
+    return ImapMailboxes(
+        DialPolicy(allowed_networks=settings.allowed_networks, allowed_ports=settings.allowed_ports),
+        ImapDeadlines(
+            connect=settings.deadline_connect,
+            greeting=settings.deadline_step,
+            tls=settings.deadline_step,
+            command=settings.deadline_step,
             probe=settings.deadline_test,
             blocked=settings.test_blocked_after,
         ),
@@ -104,7 +121,7 @@ def transport(provider: Provider) -> MailTransport:
     raise ValueError(f"mail for {provider} goes through the account's own server")
 
 
-_MADE_ONCE = (doorbell, smtp_transport, limiter, token_issuers)
+_MADE_ONCE = (doorbell, smtp_transport, imap_mailboxes, limiter, token_issuers)
 
 
 def _forget(**_: object) -> None:

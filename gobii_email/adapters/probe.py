@@ -29,8 +29,6 @@ from gobii_email.ports import ProbeFailure
 
 SLOW_GREETING_SECONDS = 5.0
 """A greeting that takes longer is warned of."""
-BRIEF = timedelta(seconds=5)
-"""How long a second look at a server may take, which only makes the advice better."""
 SOON_DAYS = 14
 
 OnStep = Callable[[Step], None]

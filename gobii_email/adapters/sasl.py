@@ -63,4 +63,9 @@ def explained(challenge: str | bytes) -> str:
         data = base64.b64decode(challenge, validate=True)
     except (binascii.Error, ValueError):
         return ""
+    return shown(data)
+
+
+def shown(data: bytes) -> str:
+    """A decoded challenge, fit to be shown."""
     return without_credentials(safe_text(data))

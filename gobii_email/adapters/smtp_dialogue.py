@@ -250,6 +250,12 @@ class Dialogue:
         self.introduce()
         return self._tls
 
+    def come_to_tls(self) -> None:
+        """All that is said in clear before the handshake, once it is dialled."""
+        self.read_greeting()
+        self.introduce()
+        self.ask_for_tls()
+
     def ask_for_tls(self) -> str:
         """STARTTLS, up to where the handshake begins."""
         self.enter(Stage.TLS, "STARTTLS", self.deadlines.tls)

@@ -6,14 +6,13 @@ Which account is tested, and who may see the result, is decided by the services.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
-from gobii_email.adapters.certificate import Certificate, fetch_unverified, read_certificate
+from gobii_email.adapters.certificate import read_certificate
 from gobii_email.adapters.dialer import Deadline, DialFailed, DialPolicy
 from gobii_email.adapters.probe import (
-    BRIEF,
     SLOW_GREETING_SECONDS,
     Act,
     Found,
@@ -21,32 +20,25 @@ from gobii_email.adapters.probe import (
     OnLine,
     OnStep,
     Target,
-    certificate_missed,
     encrypted,
-    is_about_the_certificate,
     walk,
     warned,
 )
+from gobii_email.adapters.second_look import PATIENCE, SecondLook
 from gobii_email.adapters.smtp_dialogue import Deadlines, Dialogue
 from gobii_email.adapters.smtp_session import Denied, SmtpSession
 from gobii_email.adapters.smtp_transcript import RecordedSession
 from gobii_email.adapters.wire import Broken
-from gobii_email.domain.advice import advice_for
 from gobii_email.domain.diagnosis import StepStatus
 from gobii_email.domain.findings import (
     SMTP,
-    Finding,
     is_about_the_sender,
-    is_odd_pair,
     of_loss,
     of_reply,
-    of_wrong_security,
 )
-from gobii_email.domain.outcomes import Cause, Lost
 from gobii_email.ports import Auth, Probe, ProbeFailure, Security, SmtpServer
 
 _UNSPOKEN = (Broken, Denied, DialFailed)
-_SILENT = {Cause.TIMEOUT, Cause.CONNECTION_LOST, Cause.PROTOCOL_ERROR}
 # What an answer to EHLO may lose or gain with encryption.
 _OF_THE_SIGN_IN = {"STARTTLS", "AUTH"}
 
@@ -66,9 +58,10 @@ class SmtpProbe:
         self._policy = policy
         self._local_hostname = local_hostname
         self._within = Deadline(deadlines.probe)
-        self._deadlines = replace(deadlines, banner=_patience(server, deadlines))
+        self._deadlines = replace(deadlines, banner=min(deadlines.banner, deadlines.probe * PATIENCE))
         self._target = Target(server.host, server.port, policy, self._within, deadlines.blocked)
         self._dialogue = self._connection(on_line)
+        self._second_look = SecondLook(SMTP, server.security, self._connection, self._within, _UNSPOKEN)
         self._offers: dict[str, str] = {}
 
     def walk(self, sender: str, recipient: str | None, until: str, on_step: OnStep) -> Probe:
@@ -125,7 +118,7 @@ class SmtpProbe:
 
     def _read_greeting(self) -> Found:
         began = time.monotonic()
-        said = self._dialogue.read_greeting()
+        said = self._second_look.before_long(self._dialogue)
         waited = time.monotonic() - began
         if waited > SLOW_GREETING_SECONDS:
             return replace(warned("slow-greeting", f"It took {waited:.0f} s: {said}"), raw=said)
@@ -177,7 +170,9 @@ class SmtpProbe:
             # The sender was accepted; whether this one address takes mail does not keep it from sending.
             return warned("own-address-refused", ended.text)
         missed = Missed(ProbeFailure(ended.text, of_loss(SMTP, lost), lost.stage, lost=lost))
-        return self._looked_at_again(step, missed, lost)
+        if step == "auth":
+            return replace(missed, facts=self._login_facts())
+        return self._second_look.explain(step, missed, lost.cause)
 
     def _denied(self, step: str, ended: Denied) -> Missed | Found:
         stage, reply = self._dialogue.stage, ended.reply
@@ -190,73 +185,9 @@ class SmtpProbe:
         raw = "\n".join(filter(None, (str(reply), self._dialogue.challenge if step == "auth" else "")))
         return Missed(ProbeFailure(text, finding, stage, reply=reply), facts, raw)
 
-    def _looked_at_again(self, step: str, missed: Missed, lost: Lost) -> Missed:
-        """`missed` with what a second, brief look at the server tells: its certificate, or other security."""
-        if step == "auth":
-            return replace(missed, facts=self._login_facts())
-        if is_about_the_certificate(lost.cause):
-            host = self._dialogue.session.peer_name
-            return certificate_missed(missed, lost.cause, host, self._fetched_certificate())
-        if step == "tcp" and lost.cause is Cause.TIMEOUT:
-            return _with(missed, Finding(advice_for("no-answer"), False, missed.failure.finding.reading))
-        is_first = self._dialogue.facts().tls == ""
-        if step == "banner" and is_first and lost.cause in _SILENT and self._speaks_tls():
-            return _with(missed, of_wrong_security(SMTP, "tls"))
-        if step == "tls" and self._server.security is Security.SSL and self._speaks_in_clear():
-            return _with(missed, of_wrong_security(SMTP, "starttls"))
-        return missed
-
-    def _fetched_certificate(self) -> Certificate | None:
-        with self._second_look() as other:
-            other.dial()
-            if self._server.security is Security.STARTTLS:
-                other.read_greeting()
-                other.introduce()
-                other.ask_for_tls()
-            sock = other.session.sock
-            assert sock is not None
-            return fetch_unverified(sock, other.session.peer_name, other.session.deadline)
-        return None
-
-    def _speaks_tls(self) -> bool:
-        with self._second_look() as other:
-            other.dial()
-            try:
-                other.encrypt()
-            except Broken as ended:
-                return is_about_the_certificate(ended.cause)
-            return True
-        return False
-
-    def _speaks_in_clear(self) -> bool:
-        with self._second_look() as other:
-            other.dial()
-            other.read_greeting()
-            return True
-        return False
-
-    @contextmanager
-    def _second_look(self) -> Iterator[Dialogue]:
-        """A brief connection of its own; ends the block where that does not come about."""
-        other = self._connection()
-        brief = Deadline(BRIEF, within=self._within)
-        other.be_done_within(brief)
-        with closing(other), suppress(*_UNSPOKEN):
-            yield other
-
-
-def _patience(server: SmtpServer, deadlines: Deadlines) -> Any:
-    """How long to wait for a greeting: less where the settings already look wrong."""
-    most = min(deadlines.banner, deadlines.probe * 0.4)
-    return min(most, BRIEF) if is_odd_pair(server.port, server.security) else most
-
 
 def _said(text: str) -> Found:
     return Found(text, raw=text)
-
-
-def _with(missed: Missed, finding: Finding) -> Missed:
-    return replace(missed, failure=replace(missed.failure, finding=finding))
 
 
 def _lines(offers: dict[str, str]) -> list[str]:

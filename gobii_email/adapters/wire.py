@@ -28,12 +28,16 @@ T = TypeVar("T")
 
 
 class Broken(Exception):
-    """The dialogue cannot go on, and no reply of the server says why."""
+    """The dialogue cannot go on, and no reply of the server says why.
 
-    def __init__(self, cause: Cause, text: str) -> None:
+    `advice` is the key of one that fits better than the cause's.
+    """
+
+    def __init__(self, cause: Cause, text: str, advice: str = "") -> None:
         super().__init__(text)
         self.cause = cause
         self.text = text
+        self.advice = advice
 
 
 class Wire:
@@ -66,6 +70,13 @@ class Wire:
         line = bytes(self._received[: end + 1])
         del self._received[: end + 1]
         return line
+
+    def _read_exactly(self, size: int) -> bytes:
+        while len(self._received) < size:
+            self._receive()
+        data = bytes(self._received[:size])
+        del self._received[:size]
+        return data
 
     def _receive(self) -> None:
         data = self._wait(self._socket.recv, 16 * 1024)

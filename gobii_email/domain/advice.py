@@ -238,6 +238,10 @@ ADVICE: Mapping[str, str] = MappingProxyType(
             "them. Set a password of plain letters, digits and signs at the provider, and enter it here."
         ),
         "folder-missing": "Choose a folder that the mailbox has; INBOX is always there.",
+        "no-uid-validity": (
+            "The server does not say which generation of the folder this is, so mail may be read twice after "
+            "it was rebuilt."
+        ),
         "folder-name": "Enter the folder's name without line breaks.",
         "read-only-refused": "The server did not let the folder be opened. Choose another one.",
         # What only takes time.

@@ -119,10 +119,6 @@ _ODD_PAIRS = {
 }
 
 
-def is_odd_pair(port: int, security: str) -> bool:
-    return (port, security) in _ODD_PAIRS
-
-
 def _of_protocol(key: str, protocol: str) -> str:
     """The advice for `key` in the words of `protocol` where it has its own."""
     try:

@@ -27,7 +27,7 @@ from gobii_email.domain.quotas import LIMITS, LONGEST_POOL_TTL, MOST
 from gobii_email.domain.secret import Secret
 from gobii_email.encryption import SecretContext, SecretsEncryption, SecretUnreadable
 from gobii_email.models.agents import PersistentAgentCommsEndpoint
-from gobii_email.ports import Auth, Security, SmtpServer
+from gobii_email.ports import Auth, ImapServer, Security, SmtpServer
 
 PORT = [MinValueValidator(1), MaxValueValidator(65535)]
 LIMIT = [MinValueValidator(1), MaxValueValidator(MOST)]
@@ -229,13 +229,31 @@ class AgentEmailAccount(models.Model):
             case self.AuthMode.NONE:
                 return None
             case self.AuthMode.OAUTH2:
-                if not hasattr(self, "oauth_credential"):
-                    raise SecretUnreadable(
-                        "The mailbox is not connected by OAuth any more; connect it again."
-                    )
-                return self.oauth_credential.get_access_token()
+                return self._token()
             case _:
                 return self.get_smtp_password()
+
+    def _token(self) -> Secret | None:
+        if not hasattr(self, "oauth_credential"):
+            raise SecretUnreadable("The mailbox is not connected by OAuth any more; connect it again.")
+        return self.oauth_credential.get_access_token()
+
+    def imap_server(self) -> ImapServer:
+        """Where and how to read, with the secret still opaque. Raises SecretUnreadable."""
+        return ImapServer(
+            host=self.imap_host,
+            port=self.imap_port or 0,
+            security=Security(self.imap_security),
+            auth=Auth(self.imap_auth),
+            username=self.imap_username,
+            secret=self._imap_secret(),
+            folder=self.imap_folder,
+        )
+
+    def _imap_secret(self) -> Secret | None:
+        if self.imap_auth == self.ImapAuthMode.NONE:
+            return None
+        return self._token() if self.imap_auth == self.ImapAuthMode.OAUTH2 else self.get_imap_password()
 
     # What was tested is what is used
 

@@ -274,6 +274,10 @@ def _probed(
     account: AgentEmailAccount, protocol: str, until: str, note: OnStep, on_line: OnLine | None
 ) -> Probe:
     address = account.endpoint.address
+    if protocol == IMAP:
+        mailbox = account.imap_server()
+        release_connection()
+        return wiring.imap_mailboxes().probe(mailbox, until=until, on_step=note, on_line=on_line)
     server = account.smtp_server()
     release_connection()
     # Many servers judge the sender only once they know a recipient, so it names itself as one.

@@ -12,8 +12,8 @@ from typing import Any
 from django.core.management.base import CommandParser
 from django.utils import timezone
 
-from gobii_email.management.mailbox_test import MailboxTest
 from gobii_email.management.account_discovery import show_discovery
+from gobii_email.management.mailbox_test import MailboxTest
 from gobii_email.management.terminal import EmailCommand, length_of_time
 from gobii_email.models import AgentEmailAccount
 from gobii_email.services import accounts, hold

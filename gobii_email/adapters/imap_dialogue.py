@@ -1,0 +1,289 @@
+"""One connection to a mailbox's server, from dialling to the open folder.
+
+Knows the order in which it is opened (RFC 9051, RFC 8314), what must be refused on the way, and how to
+sign in. Reads only: folders are opened with EXAMINE. How bytes are read is left to the session.
+"""
+
+import contextlib
+import imaplib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_address
+from typing import Any
+
+from gobii_email.adapters import sasl
+from gobii_email.adapters.dialer import Deadline, DialPolicy, VettedAddresses, ascii_host, dial
+from gobii_email.adapters.imap_session import BUDGET_BYTES, ImapClient, ImapSession, OnLine
+from gobii_email.adapters.tls import client_context
+from gobii_email.adapters.wire import Broken
+from gobii_email.domain.outcomes import Cause
+from gobii_email.ports import Auth, ImapServer, Security
+
+MAX_FOLDERS = 1000
+LIST_BYTES = 1024 * 1024
+
+# What the library's parser raises on answers that are none.
+_UNPARSABLE = (
+    imaplib.IMAP4.error,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ImapDeadlines:
+    """Total spans, one for each step. `probe` bounds a whole test, which answers after exactly `blocked`
+    for a host that it may not reach.
+    """
+
+    connect: timedelta = timedelta(seconds=15)
+    greeting: timedelta = timedelta(seconds=30)
+    tls: timedelta = timedelta(seconds=30)
+    command: timedelta = timedelta(seconds=30)
+    quit: timedelta = timedelta(seconds=1)
+    probe: timedelta = timedelta(seconds=40)
+    blocked: timedelta = timedelta(seconds=3)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """An opened folder. UIDs mean something only together with `uid_validity`; None when not told."""
+
+    name: str
+    messages: int
+    uid_validity: int | None
+    uid_next: int | None
+
+
+class ImapDialogue:
+    """A connection that is opened step by step, or by `open` at once. Every step raises Broken or Declined.
+
+    `mechanism` and `challenge` tell of the login: how it was done, and what a refused token was told.
+    """
+
+    def __init__(
+        self,
+        server: ImapServer,
+        policy: DialPolicy,
+        deadlines: ImapDeadlines,
+        within: Deadline | None = None,
+        known: VettedAddresses | None = None,
+        on_line: OnLine | None = None,
+    ) -> None:
+        self.server = server
+        self.deadlines = deadlines
+        self.mechanism = ""
+        self.offered_logins: list[str] = []
+        self.challenge = ""
+        self.tls = ""
+        self.capabilities: tuple[str, ...] = ()
+        self._policy = policy
+        self._within = within
+        self._known = known
+        self._peer_address = ""
+        deadline = Deadline(deadlines.connect, within=within)
+        self.session = ImapSession(server.host, server.port, deadline, on_line)
+        self._client: ImapClient | None = None
+
+    def open(self) -> None:
+        """All steps up to the login."""
+        self.dial()
+        if self.server.security is Security.SSL:
+            self.encrypt()
+        if self.server.security is Security.STARTTLS:
+            self.come_to_tls()
+            self.encrypt()
+        else:
+            self.read_greeting()
+        self.read_capabilities()
+        self.log_in()
+
+    def be_done_within(self, deadline: Deadline) -> None:
+        """Bounds all that is still to come."""
+        self._within = deadline
+
+    def close(self) -> None:
+        """Takes leave without waiting for the answer."""
+        if self._client is not None:
+            self._begin("LOGOUT", self.deadlines.quit)
+            with contextlib.suppress(Broken, imaplib.IMAP4.error):
+                self.session._command("LOGOUT")
+        self.session.shutdown()
+
+    def dial(self) -> None:
+        self._begin("the connection", self.deadlines.connect)
+        self.session.peer_name = ascii_host(self.server.host)
+        self.session.sock = dial(
+            self.server.host, self.server.port, self._policy, self.session.deadline, self._known
+        )
+        try:
+            self._peer_address = str(self.session.sock.getpeername()[0])
+        except OSError:
+            text = f"{self.session.peer_name} closed the connection at once."
+            raise Broken(Cause.CONNECTION_LOST, text) from None
+
+    def encrypt(self) -> str:
+        self._begin("the TLS handshake", self.deadlines.tls)
+        self.tls = self.session.encrypt(client_context())
+        self.session.forget_what_was_said_in_clear()
+        return self.tls
+
+    def read_greeting(self) -> str:
+        """What the server says of itself. One that claims to know us already is left (RFC 9051 11.2)."""
+        with self._asking("its greeting", self.deadlines.greeting):
+            self.session.greet()
+        if self.session.state == "AUTH":
+            text = f"{self.session.peer_name} greets with PREAUTH: signed in before anybody was asked."
+            raise Broken(Cause.PROTOCOL_ERROR, text, "preauth")
+        return self.session.masked(bytes(self.session.welcome)).decode("utf-8", "backslashreplace")
+
+    def come_to_tls(self) -> None:
+        """All that is said in clear before the handshake, once it is dialled."""
+        self.read_greeting()
+        self.ask_for_tls()
+
+    def ask_for_tls(self) -> None:
+        """STARTTLS, up to where the handshake begins."""
+        if "STARTTLS" not in self.read_capabilities():
+            text = f"{self.session.peer_name} does not offer STARTTLS; without it nothing is said in clear."
+            raise Broken(Cause.STARTTLS_NOT_OFFERED, text)
+        with self._asking("STARTTLS", self.deadlines.tls):
+            self.session._simple_command("STARTTLS")
+            self.session.raise_injection()
+
+    def read_capabilities(self) -> tuple[str, ...]:
+        with self._asking("CAPABILITY", self.deadlines.command):
+            self.capabilities = self.session.ask_for_capabilities()
+        return self.capabilities
+
+    def _offered_logins(self) -> list[str]:
+        """The command LOGIN, and the mechanisms of AUTHENTICATE."""
+        command = [] if "LOGINDISABLED" in self.capabilities else ["LOGIN"]
+        found = [word[5:] for word in self.capabilities if word.startswith("AUTH=")]
+        return list(dict.fromkeys([*command, *found]))
+
+    def log_in(self) -> None:
+        """Signs in; what is offered afterwards replaces the capabilities."""
+        if self.server.auth is Auth.NONE:
+            text = "A mailbox cannot be read without a sign-in."
+            raise Broken(Cause.AUTH_NOT_OFFERED, text, "auth-required")
+        if not self.tls and not self._policy.allows(ip_address(self._peer_address)):
+            text = f"A password is not sent to {self.session.peer_name} without encryption."
+            raise Broken(Cause.AUTH_WITHOUT_TLS, text)
+        self.offered_logins = self._offered_logins()
+        secret = sasl.revealed(self.server.username, self.server.secret, "IMAP")
+        self.mechanism = self._mechanism(secret)
+        with self._asking("the login", self.deadlines.command):
+            self._sign_in(secret)
+        self._client = ImapClient(self.session)
+        self.read_capabilities()
+
+    def _mechanism(self, secret: str) -> str:
+        """How to sign in: as the settings say, and as the server and the password allow."""
+        offered = self.offered_logins
+        if self.server.auth is Auth.OAUTH2:
+            wanted = [sasl.oauth_mechanism(offered)]
+        elif self.server.auth is Auth.PLAIN:
+            wanted = ["PLAIN"]
+        else:
+            is_ascii = (self.server.username + secret).isascii()
+            wanted = ["LOGIN", "PLAIN"] if is_ascii else ["PLAIN"]
+            if not is_ascii and "PLAIN" not in offered:
+                text = f"{self.session.peer_name} offers no login that can carry this password."
+                raise Broken(Cause.AUTH_NOT_OFFERED, text, "password-not-ascii")
+        for mechanism in wanted:
+            if mechanism in offered:
+                return mechanism
+        text = f"{self.session.peer_name} does not offer the login method {wanted[0]}."
+        raise Broken(Cause.AUTH_NOT_OFFERED, text)
+
+    def _sign_in(self, secret: str) -> None:
+        session, name = self.session, self.server.username
+        session.is_signing_in = True
+        try:
+            if self.mechanism == "LOGIN":
+                session.hide([secret.encode()])
+                session.state = "NONAUTH"
+                session._simple_command("LOGIN", _quoted(name), _quoted(secret))
+                session.state = "AUTH"
+            else:
+                session.authenticate(self.mechanism, self._answers(self._initial(secret)))
+        finally:
+            session.is_signing_in = False
+
+    def _initial(self, secret: str) -> bytes:
+        name = self.server.username
+        match self.mechanism:
+            case "PLAIN":
+                whole = sasl.plain(name, secret)
+            case "OAUTHBEARER":
+                whole = sasl.oauthbearer(name, secret, self.server.host, self.server.port).encode()
+            case _:
+                whole = sasl.build_xoauth2_string(name, secret).encode()
+        self.session.hide([whole, secret.encode()])
+        return whole
+
+    def _answers(self, initial: bytes) -> Any:
+        """What imaplib calls with each challenge: first the login itself, then the end of a refused one."""
+        end = sasl.OAUTHBEARER_SEEN if self.mechanism == "OAUTHBEARER" else b""
+        left = [initial, end]
+
+        def answer(challenge: bytes) -> bytes | None:
+            if len(left) == 1 and self.server.auth is Auth.OAUTH2:
+                self.challenge = self.session.masked(sasl.shown(challenge).encode()).decode()
+            return left.pop(0) if left else None
+
+        return answer
+
+    def list_folders(self) -> Sequence[str]:
+        """The names of the mailbox's folders that can be opened, at most MAX_FOLDERS."""
+        with self._asking("LIST", self.deadlines.command, LIST_BYTES):
+            found = self._signed_in.list_folders()
+            return [str(name) for flags, _, name in found[:MAX_FOLDERS] if b"\\Noselect" not in flags]
+
+    def examine(self, name: str) -> Folder:
+        """Opens the folder `name` for reading alone."""
+        if any(ord(character) < 32 or ord(character) == 127 for character in name):
+            text = "The name of the folder contains a line break or another control character."
+            raise Broken(Cause.PROTOCOL_ERROR, text, "folder-name")
+        with self._asking("EXAMINE", self.deadlines.command):
+            found = self._signed_in.select_folder(name, readonly=True)
+            numbers = [_number(found.get(key)) for key in (b"EXISTS", b"UIDVALIDITY", b"UIDNEXT")]
+        return Folder(name, numbers[0] or 0, numbers[1], numbers[2])
+
+    def find(self, message_id: str) -> list[int]:
+        """The UIDs in the open folder of mail with this Message-ID, which has to be one of ours."""
+        with self._asking("SEARCH", self.deadlines.command):
+            return [int(uid) for uid in self._signed_in.search(["HEADER", "Message-ID", message_id])]
+
+    @property
+    def _signed_in(self) -> ImapClient:
+        assert self._client is not None
+        return self._client
+
+    def _begin(self, doing: str, span: timedelta, budget: int = BUDGET_BYTES) -> None:
+        self.session.begin(doing, Deadline(span, within=self._within), budget)
+
+    @contextlib.contextmanager
+    def _asking(self, doing: str, span: timedelta, budget: int = BUDGET_BYTES) -> Iterator[None]:
+        """One command: its deadline, its budget, and what the library makes of nonsense."""
+        self._begin(doing, span, budget)
+        try:
+            yield
+        except _UNPARSABLE:
+            text = f"What {self.session.peer_name} sent during {doing} is not IMAP."
+            raise Broken(Cause.PROTOCOL_ERROR, text) from None
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) else None

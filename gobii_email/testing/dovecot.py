@@ -1,0 +1,153 @@
+"""A real Dovecot on free loopback ports, with everything it needs in a directory of its own.
+
+One server with several doors: STARTTLS and TLS from the first byte, with the certificate that it is given.
+Nothing of the system's Dovecot is read or started, and mail lies in that directory.
+"""
+
+import pwd
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import trustme
+from imapclient.imap_utf7 import encode
+
+from gobii_email.testing.processes import OwnedServer, ServerUnavailable, free_port, is_root
+
+LOOPBACK = "127.0.0.1"
+_PROGRAM = "/usr/sbin/dovecot"
+_INSTALL = "install Debian's dovecot-imapd."
+_OWNER = "nobody"
+
+_CONF = """\
+protocols = imap
+listen = 127.0.0.1
+base_dir = {here}/run
+state_dir = {here}/run
+log_path = {here}/dovecot.log
+auth_failure_delay = 0
+auth_mechanisms = {mechanisms}
+auth_verbose = yes
+disable_plaintext_auth = yes
+first_valid_uid = 1
+first_valid_gid = 1
+ssl = required
+ssl_cert = <{here}/server.pem
+ssl_key = <{here}/server.pem
+mail_location = maildir:{here}/mail/%u/Maildir:LAYOUT=fs
+namespace inbox {{
+  inbox = yes
+  separator = /
+}}
+passdb {{
+  driver = passwd-file
+  args = scheme=PLAIN username_format=%u {here}/users
+}}
+userdb {{
+  driver = static
+  args = uid={uid} gid={gid} home={here}/mail/%u
+}}
+service imap-login {{
+  chroot =
+  inet_listener imap {{
+    port = {starttls}
+  }}
+  inet_listener imaps {{
+    port = {implicit}
+    ssl = yes
+  }}
+}}
+service anvil {{
+  chroot =
+}}
+service stats {{
+  chroot =
+}}
+"""
+
+
+class RealDovecot(OwnedServer):
+    """`with RealDovecot(certificate, {"anna@mail.example": "secret"}) as dovecot: dovecot.ports["implicit"]`.
+
+    `folders` are made in every mailbox beside INBOX. Raises ServerUnavailable, saying what to install, where
+    it cannot run. The doors are `starttls` and `implicit`.
+    """
+
+    name = "dovecot"
+
+    def __init__(
+        self,
+        certificate: trustme.LeafCert,
+        users: Mapping[str, str],
+        folders: Sequence[str] = (),
+        mechanisms: Sequence[str] = ("plain", "login"),
+    ) -> None:
+        super().__init__()
+        if not Path(_PROGRAM).exists():
+            raise ServerUnavailable(f"Dovecot is not there: {_INSTALL}")
+        if not is_root():
+            raise ServerUnavailable("Dovecot can be started by root alone.")
+        self._certificate = certificate
+        self._users = dict(users)
+        self._folders = list(folders)
+        self._mechanisms = mechanisms
+        self.ports: dict[str, int] = {}
+
+    @property
+    def log(self) -> str:
+        """What it has said since it started."""
+        found = self.directory / "dovecot.log"
+        return found.read_text(errors="replace") if found.exists() else ""
+
+    def put(self, address: str, content: bytes) -> None:
+        """Lays a message into the inbox of `address`."""
+        directory = self._mailbox(address) / "new"
+        path = directory / f"{len(list(directory.iterdir()))}.put"
+        path.write_bytes(content)
+        shutil.chown(path, _OWNER)
+
+    def _command(self) -> list[str]:
+        self.ports["starttls"] = self.port
+        self._write_configuration()
+        return [_PROGRAM, "-F", "-c", str(self.directory / "dovecot.conf")]
+
+    def _is_ready(self) -> bool:
+        try:
+            with socket.create_connection((LOOPBACK, self.port), timeout=5) as client:
+                return client.recv(4) == b"* OK"
+        except OSError:
+            return False
+
+    def _mailbox(self, address: str) -> Path:
+        return self.directory / "mail" / address / "Maildir"
+
+    def _prepare(self) -> None:
+        self.directory.chmod(0o755)
+        self.ports = {"implicit": free_port()}
+        pem = self.directory / "server.pem"
+        self._certificate.private_key_and_cert_chain_pem.write_to_path(str(pem))
+        lines = [f"{address}:{{PLAIN}}{password}::::::" for address, password in self._users.items()]
+        passwords = self.directory / "users"
+        passwords.write_text("\n".join([*lines, ""]))
+        shutil.chown(passwords, "dovecot")
+        for address in self._users:
+            self._make_mailbox(self._mailbox(address))
+        for path in (self.directory / "mail").rglob("*"):
+            shutil.chown(path, _OWNER)
+        shutil.chown(self.directory / "mail", _OWNER)
+
+    def _make_mailbox(self, mailbox: Path) -> None:
+        for folder in ("", *(encode(name).decode() for name in self._folders)):
+            for part in ("cur", "new", "tmp"):
+                (mailbox / folder / part).mkdir(parents=True)
+
+    def _write_configuration(self) -> None:
+        owner = pwd.getpwnam(_OWNER)
+        values = {
+            "here": self.directory,
+            "mechanisms": " ".join(self._mechanisms),
+            "uid": owner.pw_uid,
+            "gid": owner.pw_gid,
+        }
+        (self.directory / "dovecot.conf").write_text(_CONF.format(**values, **self.ports))
