@@ -147,6 +147,7 @@ def of_nothing(mailbox: MailAddress, servers: Servers, *, is_complete: bool) -> 
     return Discovery(
         address=str(mailbox),
         source=Source.NONE,
+        username=str(mailbox),
         advice=f"Nothing was found for {mailbox.domain}. {_typing_error(mailbox.domain)} {_BY_HAND}",
         caveats=tuple(_gaps(servers, mailbox.domain, is_complete)),
     )

@@ -87,6 +87,7 @@ def test_customary_names_are_tried_last_and_called_a_guess(dns):
 def test_where_nothing_is_found_it_says_what_to_do_by_hand(dns):
     found = discover("ada@gmial.com")
     assert (found.source, found.smtp, found.imap, found.auth) == ("none", None, None, ())
+    assert found.username == "ada@gmial.com"
     assert "Did you mean gmail.com?" in found.advice and "by hand" in found.advice
     assert "Look for a typing error" in discover("ada@shop.example").advice
 
