@@ -17,7 +17,16 @@ from gobii_email.domain.readings import AccountState, Reaction, Reading, Scope, 
 from gobii_email.domain.reply_rules import RULES, Rule
 from gobii_email.domain.smtp_replies import MAX_TEXT_CHARACTERS, Reply, Stage
 
-__all__ = ["AccountState", "Reaction", "Reading", "Scope", "Verdict", "read_loss", "read_reply"]
+__all__ = [
+    "SIGN_IN_OVER",
+    "AccountState",
+    "Reaction",
+    "Reading",
+    "Scope",
+    "Verdict",
+    "read_loss",
+    "read_reply",
+]
 
 LIMITED_FOR = timedelta(minutes=2)
 QUOTA_PROBE = timedelta(hours=1)  # rolling windows free a little all the time
@@ -147,6 +156,18 @@ def _unsendable(advice: str, source: str) -> Reading:
     return Reading(
         Verdict.PERMANENT, Scope.MESSAGE, Reaction.GIVE_UP, advice, advice_for(advice), source=source
     )
+
+
+SIGN_IN_OVER = Reading(
+    Verdict.PERMANENT,
+    Scope.ACCOUNT,
+    Reaction.HOLD_ACCOUNT,
+    "auth",
+    advice_for("auth-oauth"),
+    AccountState.AUTH_NEEDED,
+    source="RFC 6749 5.2",
+)
+"""What it means that a provider renews no access token any more."""
 
 
 def _interrupted() -> Reading:

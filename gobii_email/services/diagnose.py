@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from gobii_email import wiring
 from gobii_email.conf import config
-from gobii_email.domain.classification import AccountState, Reading
+from gobii_email.domain.classification import SIGN_IN_OVER, AccountState, Reading
 from gobii_email.domain.diagnosis import IMAP_STEPS, SMTP_STEPS, Diagnosis, Step, StepStatus
 from gobii_email.domain.findings import UNREACHABLE_NAME, Finding, oddities
 from gobii_email.encryption import SecretUnreadable
@@ -28,6 +28,7 @@ from gobii_email.ports import Probe
 from gobii_email.services import hold
 from gobii_email.services.mail_itself import mail_itself
 from gobii_email.services.record import release_connection
+from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token
 from gobii_email.services.tell import clock_time
 
 __all__ = [
@@ -262,12 +263,22 @@ def _run(
         finding = Finding(began.advice, True)
         return _Result(Diagnosis(protocol, False, [began], began.text, began.advice), finding)
     try:
+        if getattr(account, f"{protocol}_auth") == account.AuthMode.OAUTH2:
+            access_token(account)
         probe = _probed(account, protocol, until, note, on_line)
     except SecretUnreadable as problem:
-        text, advice = str(problem), "Enter the password again, or sign in with the provider."
-        failed = replace(began, status=StepStatus.FAIL, text=text, advice=advice)
-        return _Result(Diagnosis(protocol, False, [failed], text, advice), Finding(advice, True))
+        advice = "Enter the password again, or sign in with the provider."
+        return _without_secret(protocol, began, str(problem), Finding(advice, True))
+    except ReconnectNeeded as problem:
+        return _without_secret(protocol, began, str(problem), Finding("", True, SIGN_IN_OVER))
+    except TokenUnavailable as problem:
+        return _without_secret(protocol, began, str(problem), Finding("Test again later.", False))
     return _read(protocol, until, [began, *probe.steps], probe)
+
+
+def _without_secret(protocol: str, began: Step, text: str, finding: Finding) -> _Result:
+    failed = replace(began, status=StepStatus.FAIL, text=text, advice=finding.advice)
+    return _Result(Diagnosis(protocol, False, [failed], text, finding.advice), finding)
 
 
 def _probed(

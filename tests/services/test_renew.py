@@ -28,7 +28,7 @@ from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
-from gobii_email.services import authorize, renew
+from gobii_email.services import authorize, diagnose, renew
 from gobii_email.services.accounts import apply_account
 from gobii_email.services.deliver import deliver
 from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token, renewed_token
@@ -355,6 +355,34 @@ def test_a_refused_token_that_cannot_be_renewed_now_defers_the_mail_and_holds_no
     assert turn(message) == "postponed" and len(server.logins) == 1  # not tried at the server again
     look_now()
     assert turn(message) == "sent"
+
+
+# Tests of the mailbox
+
+
+def test_a_test_renews_the_token_first(
+    account: AgentEmailAccount, google: LocalOAuthProvider, server: ScriptedSmtpServer
+) -> None:
+    google.expire()
+    ends_in(seconds=-1)
+    assert diagnose.test_smtp(account).ok and [is_right for _, _, is_right in server.logins] == [True]
+
+
+def test_a_test_without_a_token_says_why_and_holds_what_is_over_alone(
+    account: AgentEmailAccount, google: LocalOAuthProvider, server: ScriptedSmtpServer
+) -> None:
+    google.faults.answers["/token"] = [error("server_error", 503)]
+    ends_in(seconds=-1)
+    away = diagnose.test_smtp(account)
+    assert not away.ok and "cannot be reached just now" in away.text and "later" in away.advice
+    account.refresh_from_db()
+    assert account.state == AccountState.ACTIVE and account.is_smtp_tested
+    google.withdraw()
+    look_now()
+    over = diagnose.test_smtp(account)
+    assert not over.ok and "Connect the account again" in over.text and server.logins == []
+    account.refresh_from_db()
+    assert account.state == AccountState.AUTH_NEEDED and account.is_outbound_enabled
 
 
 # Many at once
