@@ -52,3 +52,5 @@ worker_enable_remote_control = True
 enable_utc = True
 timezone = "UTC"
 beat_schedule: dict[str, object] = {}
+beat_max_loop_interval = 30  # seconds, so that a beat which does not tick is soon found
+beat_enable_remote_control = True  # answers `email_doctor` while it ticks

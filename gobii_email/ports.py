@@ -357,4 +357,21 @@ class DomainInquiry(Protocol):
         """Those of `servers`, as (host, port), that exist and are allowed; none of them is dialled."""
 
 
+class Attendance(Protocol):
+    """Which dispatchers are at work. `note` and `leave` never raise, and wait a second at most."""
+
+    def note(self, name: str) -> None:
+        """That `name` is at work now."""
+
+    def leave(self, name: str) -> None:
+        """That `name` has ended in order."""
+
+    def seen(self) -> Mapping[str, datetime]:
+        """When each was last noted, in the last day. Raises AttendanceUnknown."""
+
+
+class AttendanceUnknown(Exception):
+    """Nobody can tell now; the text is the kind of the error."""
+
+
 Clock = Callable[[], datetime]

@@ -12,13 +12,14 @@ from gobii_email.adapters.dns import DnsInquiry
 from gobii_email.adapters.imap import ImapDeadlines, ImapMailboxes
 from gobii_email.adapters.oauth import Endpoints, OAuthProvider
 from gobii_email.adapters.postmark import PostmarkTransport
+from gobii_email.adapters.redis_attendance import RedisAttendance
 from gobii_email.adapters.redis_limiter import RedisLimiter
 from gobii_email.adapters.simulation import SimulationTransport
 from gobii_email.adapters.smtp import Deadlines, SmtpTransport
 from gobii_email.conf import Config, config
 from gobii_email.domain.lifecycle import Provider
 from gobii_email.domain.oauth_tokens import SERVICES
-from gobii_email.ports import DomainInquiry, Doorbell, Limiter, MailTransport, TokenIssuer
+from gobii_email.ports import Attendance, DomainInquiry, Doorbell, Limiter, MailTransport, TokenIssuer
 
 
 @lru_cache(maxsize=1)
@@ -66,6 +67,11 @@ def imap_mailboxes() -> ImapMailboxes:
             blocked=settings.test_blocked_after,
         ),
     )
+
+
+@lru_cache(maxsize=1)
+def attendance() -> Attendance:
+    return RedisAttendance(config().redis_url)
 
 
 @lru_cache(maxsize=1)
@@ -121,7 +127,7 @@ def transport(provider: Provider) -> MailTransport:
     raise ValueError(f"mail for {provider} goes through the account's own server")
 
 
-_MADE_ONCE = (doorbell, smtp_transport, imap_mailboxes, limiter, token_issuers)
+_MADE_ONCE = (attendance, doorbell, smtp_transport, imap_mailboxes, limiter, token_issuers)
 
 
 def _forget(**_: object) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from celery import signals
 from celery.concurrency import get_implementation
 from celery.worker import state
+from celery.worker.control import inspect_command
 from django.core.exceptions import ImproperlyConfigured
 from opentelemetry.instrumentation.celery import CeleryInstrumentor
 
@@ -17,6 +18,7 @@ from gobii_email import tracing, wiring
 from gobii_email.checks import refuse_pool_with
 from gobii_email.conf import config
 from gobii_email.logs import JsonFormatter
+from gobii_email.services import attend
 from gobii_email.services.account_turn import READ_AGAIN_AFTER
 from gobii_email.services.recall import origins
 from gobii_email.services.record import start_writers
@@ -88,6 +90,12 @@ def say_ready(sender: Any = None, **_: Any) -> None:
             "traces": ",".join(tracing.wanted_exporters()) or "none",
         },
     )
+
+
+@inspect_command()
+def email_versions(_: Any) -> str:
+    """What this worker runs, for `email_doctor`."""
+    return attend.VERSIONS
 
 
 @signals.worker_process_shutdown.connect

@@ -15,6 +15,7 @@ from django.db import DatabaseError, close_old_connections, connections
 
 from gobii_email.conf import config
 from gobii_email.management.terminal import EmailCommand
+from gobii_email.services.attend import Attending
 from gobii_email.services.dispatch import Round, dispatch_round, seconds_to_next_look
 
 logger = logging.getLogger(__name__)
@@ -60,13 +61,16 @@ def run(stop: threading.Event, heartbeat_file: Path | None = None) -> None:
     """Rounds until `stop` is set: at once after one that did something, else after a pause."""
     idle = config().dispatch_every.total_seconds()
     failures = 0
-    while not stop.is_set():
-        done = _round(heartbeat_file)
-        failures = 0 if done else failures + 1
-        if done is None:
-            stop.wait(min(idle * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
-        elif not done.did_anything:
-            stop.wait(_pause(idle))
+    with Attending() as here:
+        while not stop.is_set():
+            done = _round(heartbeat_file)
+            failures = 0 if done else failures + 1
+            if done is None:
+                stop.wait(min(idle * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
+                continue
+            here.note()
+            if not done.did_anything:
+                stop.wait(_pause(idle))
 
 
 def _round(heartbeat_file: Path | None) -> Round | None:
