@@ -1,6 +1,7 @@
 """The stand-alone service's addresses."""
 
 from django.contrib import admin
+from django.templatetags.static import static
 from django.urls import include, path
 from django.views.generic import RedirectView
 
@@ -8,5 +9,6 @@ urlpatterns = [
     path("", RedirectView.as_view(pattern_name="console:overview")),
     path("admin/", admin.site.urls),
     path("console/", include("gobii_email.console.urls")),
+    path("favicon.ico", RedirectView.as_view(url=static("console/icon.svg"))),
     path("anymail/", include("gobii_email.webhooks")),
 ]

@@ -200,6 +200,7 @@ class AddressForm(forms.Form):
         field = self.fields["agent"]
         assert isinstance(field, forms.ChoiceField)
         field.choices = [*((str(pk), name) for pk, name in agents), ("", "A new agent")]
+        field.initial = field.choices[0][0]
 
     def clean_address(self) -> str:
         try:
