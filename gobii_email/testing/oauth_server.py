@@ -167,6 +167,13 @@ class LocalOAuthProvider:
         """Signs with a new key from now on, and publishes that one alone."""
         self._key = _new_key()
 
+    def grant(self, scope: str) -> str:
+        """A refresh token of `person`, as from a sign-in elsewhere."""
+        token = f"refresh-{secrets.token_urlsafe(24)}"
+        with self._lock:
+            self.refresh_tokens[token] = _Grant(dict(self.person), scope, "")
+        return token
+
     def sign_in(self, url: str) -> dict[str, str]:
         """What a browser would be sent back with that goes to `url`."""
         return dict(parse_qsl(urlsplit(self.send_back(dict(parse_qsl(urlsplit(url).query)))).query))

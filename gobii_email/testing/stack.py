@@ -26,6 +26,8 @@ _OURS = (
     "BYO_EMAIL_",
     "OTEL_",
     "POSTMARK_",
+    "GOOGLE_",
+    "MICROSOFT_",
     "CELERY_",
     "DJANGO_",
     "SIMULATE_EMAIL",
