@@ -14,7 +14,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections, router
 
-from gobii_email.conf import Config, config
+from gobii_email.conf import Config, config, is_private_way
 from gobii_email.encryption import KeyRingError, SecretsEncryption
 
 SECURE_PYTHONS = {(3, 11): 15, (3, 12): 13, (3, 13): 12, (3, 14): 3}
@@ -182,6 +182,36 @@ def check_postmark_webhook(**_: Any) -> list[CheckMessage]:
     return [Warning(text, hint=hint, id="gobii_email.W003")]
 
 
+def check_sign_in(**_: Any) -> list[CheckMessage]:
+    """W006: a client of Google or Microsoft without its secret, or without a way back for people."""
+    found = load_settings()
+    if found is None:
+        return []
+    clients = {
+        "GOOGLE": (found.google_client_id, found.google_client_secret),
+        "MICROSOFT": (found.microsoft_client_id, found.microsoft_client_secret),
+    }
+    return [
+        Warning(text, hint=hint, id="gobii_email.W006")
+        for name, (client_id, secret) in clients.items()
+        for text, hint in _half_clients(name, bool(client_id), bool(secret), found.public_url)
+    ]
+
+
+def _half_clients(name: str, has_id: bool, has_secret: bool, public_url: str) -> Iterator[tuple[str, str]]:
+    if has_id != has_secret:
+        given, missing = ("ID", "SECRET") if has_id else ("SECRET", "ID")
+        yield (
+            f"{name}_CLIENT_{given} is set and {name}_CLIENT_{missing} is not: nobody can sign in there.",
+            f"Set {name}_CLIENT_{missing} as it was issued with the client, or unset the other.",
+        )
+    if has_id and not is_private_way(public_url):
+        yield (
+            f"{name}_CLIENT_ID is set and PUBLIC_URL is not https: nobody can be sent back from a sign-in.",
+            "Set PUBLIC_URL to the https address of this service, and register its callback at the provider.",
+        )
+
+
 def check_secret_key(**_: Any) -> list[CheckMessage]:
     """W004: the stand-alone service signs with the key it made for itself."""
     kept = getattr(settings, "VAR", None)
@@ -216,6 +246,12 @@ def register_checks() -> None:
         register(check, "gobii_email")
     register(check_sqlite, "gobii_email")
     # Warnings wait for `check --deploy` and `email_doctor`: every command would repeat them otherwise.
-    for check in (check_python, check_allowed_networks, check_postmark_webhook, check_secret_key):
+    for check in (
+        check_python,
+        check_allowed_networks,
+        check_postmark_webhook,
+        check_secret_key,
+        check_sign_in,
+    ):
         register(check, "gobii_email", Tags.security, deploy=True)
     register(check_key_ring_is_there, "gobii_email", Tags.database)

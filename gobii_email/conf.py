@@ -97,12 +97,18 @@ def ports(text: str) -> frozenset[int]:
     return found
 
 
-def endpoint(text: str) -> str:
-    """An address that tokens are sent to: https, or http on this machine alone; "" for none."""
-    parts = urlsplit(text)
+def is_private_way(url: str) -> bool:
+    """Whether tokens and codes may travel to `url`: https, or http on this machine alone."""
+    parts = urlsplit(url)
     is_here = parts.hostname in {"127.0.0.1", "::1", "localhost"}
-    if text and not (parts.hostname and (parts.scheme == "https" or (parts.scheme == "http" and is_here))):
+    return bool(parts.hostname) and (parts.scheme == "https" or (parts.scheme == "http" and is_here))
+
+
+def endpoint(text: str) -> str:
+    """An address that tokens are sent to; "" for none."""
+    if text and not is_private_way(text):
         raise ValueError("an address begins with https://, or with http:// on the loopback address")
+    parts = urlsplit(text)
     if parts.username is not None or parts.fragment:
         raise ValueError("an address has neither a user name nor a fragment")
     return text

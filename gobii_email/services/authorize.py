@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.db import transaction
 from django.utils import timezone
 
 from gobii_email import wiring
+from gobii_email.conf import is_private_way
 from gobii_email.domain.account_document import InvalidAccount
 from gobii_email.domain.classification import AccountState
 from gobii_email.domain.oauth_tokens import (
@@ -421,9 +421,7 @@ def _name(provider: str) -> str:
 
 
 def _require_safe(redirect_uri: str) -> None:
-    parts = urlsplit(redirect_uri)
-    is_here = parts.scheme == "http" and parts.hostname in {"127.0.0.1", "::1", "localhost"}
-    if not (parts.hostname and (parts.scheme == "https" or is_here)) or len(redirect_uri) > 512:
+    if not is_private_way(redirect_uri) or len(redirect_uri) > 512:
         text = "People can be sent back to an https address alone: an operator has to set PUBLIC_URL to one."
         raise AuthorizationRefused("redirect_uri", text)
 

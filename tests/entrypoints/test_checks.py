@@ -147,6 +147,18 @@ def test_postmark_without_a_webhook_secret_is_a_warning_of_a_deployment(settings
     assert "gobii_email.W003" not in deploy_ids()
 
 
+def test_a_client_without_its_secret_or_a_way_back_is_warned_about(settings):
+    assert checks.check_sign_in() == []
+    settings.GOOGLE_CLIENT_ID, settings.PUBLIC_URL = "client", "https://mail.example"
+    (half,) = checks.check_sign_in()
+    assert half.id == "gobii_email.W006" and "GOOGLE_CLIENT_SECRET is not" in half.msg
+    settings.GOOGLE_CLIENT_SECRET = "s3cret"
+    assert checks.check_sign_in() == []
+    settings.PUBLIC_URL = "http://mail.example"
+    (lost,) = checks.check_sign_in()
+    assert "PUBLIC_URL" in lost.msg and "gobii_email.W006" in deploy_ids()
+
+
 def test_a_secret_key_that_the_service_made_for_itself_is_a_warning_of_a_deployment(settings, tmp_path):
     settings.VAR = tmp_path
     assert "gobii_email.W004" not in deploy_ids()
