@@ -86,7 +86,7 @@ def of_wrong_security(protocol: str, speaks: str) -> Finding:
 def of_refusal(host: str, refusal: Refusal) -> Finding:
     """What a refusal by the IMAP server `host` means."""
     category = category_of(refusal, _provider_id(host))
-    advice = _of_protocol(category, IMAP)
+    advice = _in_a_test(_of_protocol(category, IMAP))
     if category == "auth":
         advice = _with_provider(advice, host)
     return Finding(advice, category not in {"temporary", "login-limit"})

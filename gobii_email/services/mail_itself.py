@@ -6,6 +6,8 @@ mailbox's own inbox where reading is set up. Nothing is stored but the step.
 
 import time
 import uuid
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
@@ -14,14 +16,16 @@ from email.utils import format_datetime
 from django.utils import timezone
 
 from gobii_email import wiring
+from gobii_email.domain.advice import advice_for
 from gobii_email.domain.diagnosis import Step, StepStatus
-from gobii_email.domain.findings import of_loss, of_reply
-from gobii_email.domain.outcomes import Accepted, Refused
+from gobii_email.domain.findings import SMTP, of_loss, of_reply
+from gobii_email.domain.outcomes import Accepted, Outcome, Refused
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import Envelope
 
 LOOKED_FOR = timedelta(seconds=60)
+"""How long the mail may take to show up in the inbox."""
 
 
 class _Unfollowed:
@@ -35,20 +39,17 @@ def mail_itself(account: AgentEmailAccount) -> Step:
     began = time.monotonic()
     address = account.endpoint.address
     name = f"<{uuid.uuid4().hex}@{address.rpartition('@')[2]}>"
-    server = account.smtp_server()
     outcome = wiring.smtp_transport().send(
-        server, Envelope(address, [address], uuid.uuid4().hex), _mail(address, name), _Unfollowed()
+        account.smtp_server(),
+        Envelope(address, [address], uuid.uuid4().hex),
+        _mail(address, name),
+        _Unfollowed(),
     )
-    spent = round((time.monotonic() - began) * 1000)
     if isinstance(outcome, Accepted):
-        facts = {"message_id": name, "queue_id": outcome.provider_message_id}
-        return Step("message", StepStatus.OK, spent, "Sent to itself.", facts, raw=str(outcome.reply))
-    if isinstance(outcome, Refused):
-        finding, text = of_reply(server.host, outcome.stage, outcome.reply), str(outcome.reply)
-        text = f"The server answered {text} (at {outcome.stage})."
+        found = _looked_for(account, name, began, outcome)
     else:
-        finding, text = of_loss("smtp", outcome), outcome.text
-    return Step("message", StepStatus.FAIL, spent, text, advice=finding.advice)
+        found = _not_sent(account.smtp_host, outcome)
+    return replace(found, milliseconds=round((time.monotonic() - began) * 1000))
 
 
 def _mail(address: str, name: str) -> bytes:
@@ -60,3 +61,30 @@ def _mail(address: str, name: str) -> bytes:
     mail["Auto-Submitted"] = "auto-generated"
     mail.set_content("This mail was sent by a test of this mailbox, to itself. It can be deleted.\n")
     return mail.as_bytes()
+
+
+def _not_sent(host: str, outcome: Outcome) -> Step:
+    if isinstance(outcome, Refused):
+        text = f"The server answered {outcome.reply} (at {outcome.stage})."
+        advice = of_reply(host, outcome.stage, outcome.reply).advice
+        return Step("message", StepStatus.FAIL, text=text, advice=advice, raw=str(outcome.reply))
+    assert not isinstance(outcome, Accepted)
+    return Step("message", StepStatus.FAIL, text=outcome.text, advice=of_loss(SMTP, outcome).advice)
+
+
+def _looked_for(account: AgentEmailAccount, name: str, began: float, sent: Accepted) -> Step:
+    facts: Mapping[str, object] = {"message_id": name, "queue_id": sent.provider_message_id}
+    step = Step("message", StepStatus.OK, facts=facts, raw=str(sent.reply))
+    if not (account.imap_host and account.is_imap_tested):
+        text = (
+            "The server took the mail to itself. Reading is not set up and tested, so it was not looked for."
+        )
+        return replace(step, text=text)
+    server = replace(account.imap_server(), folder="INBOX")
+    uid = wiring.imap_mailboxes().await_mail(server, name, LOOKED_FOR)
+    if uid is None:
+        text = f"The server took the mail to itself; it was not in INBOX within {LOOKED_FOR.seconds} seconds."
+        return replace(step, status=StepStatus.WARN, text=text, advice=advice_for("self-mail-not-found"))
+    seconds = round(time.monotonic() - began, 1)
+    text = f"The mail to itself was found in INBOX after {seconds} seconds."
+    return replace(step, text=text, facts={**facts, "uid": uid, "round_trip_seconds": seconds})

@@ -1,0 +1,204 @@
+"""An IMAP server on loopback for tests: real sockets, a few folders, and faults on request.
+
+Knows as much of IMAP as a mailbox's test and a look into a folder need. For everything no server would say,
+`RawServer` in smtp_server plays bytes.
+"""
+
+import base64
+import binascii
+import re
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from gobii_email.testing.smtp_server import RawServer, Script
+
+_MECHANISMS = ("PLAIN", "XOAUTH2", "OAUTHBEARER")
+
+
+@dataclass
+class ImapFaults:
+    """What goes wrong; change it while the server runs.
+
+    `greeting` replaces the first line, `answers` maps a command to what is said in place of its whole answer
+    (`TAG` stands for the tag), `injected` follows the consent to STARTTLS in clear.
+    """
+
+    greeting: bytes = b""
+    answers: dict[str, bytes] = field(default_factory=dict)
+    injected: bytes = b""
+
+
+class ScriptedImapServer:
+    """A mailbox server for `users` (name to password or token), encrypted by `security`.
+
+    `folders` maps a name, in modified UTF-7, to its messages: header and body, as bytes. `logins` has who
+    signed in how, `heard` all that clients said. Use as a context manager.
+    """
+
+    def __init__(
+        self,
+        *,
+        tls: ssl.SSLContext | None = None,
+        security: str = "ssl",
+        users: Mapping[str, str] | None = None,
+        folders: Mapping[str, list[bytes]] | None = None,
+        mechanisms: Sequence[str] = _MECHANISMS,
+        has_login: bool = True,
+        faults: ImapFaults | None = None,
+    ) -> None:
+        self.users = dict(users or {})
+        self.folders = dict(folders or {"INBOX": [], "Sent": []})
+        self.faults = faults or ImapFaults()
+        self.logins: list[tuple[str, str, bool]] = []
+        self._tls = tls
+        self._security = security
+        self._mechanisms = mechanisms
+        self._has_login = has_login
+        self._raw = RawServer(self._play)
+
+    def __enter__(self) -> Self:
+        self._raw.__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._raw.__exit__(*exception)
+
+    @property
+    def port(self) -> int:
+        return self._raw.port
+
+    @property
+    def heard(self) -> bytes:
+        return self._raw.heard
+
+    @property
+    def connections(self) -> int:
+        return len(self._raw.scripts)
+
+    def _play(self, script: Script) -> None:
+        if self._security == "ssl":
+            script.encrypt(_required(self._tls))
+        _Conversation(self, script, is_encrypted=self._security == "ssl").run()
+
+
+class _Conversation:
+    """One client, from the greeting to its LOGOUT."""
+
+    def __init__(self, server: ScriptedImapServer, script: Script, *, is_encrypted: bool) -> None:
+        self._server = server
+        self._script = script
+        self._is_encrypted = is_encrypted
+        self._selected: list[bytes] = []
+
+    def run(self) -> None:
+        self._script.say(self._server.faults.greeting or b"* OK [CAPABILITY IMAP4rev1] ready")
+        while True:
+            tag, _, rest = self._script.hear().rstrip(b"\r\n").partition(b" ")
+            name, _, arguments = rest.partition(b" ")
+            command = name.decode().upper()
+            fault = self._server.faults.answers.get(command)
+            if fault is not None:
+                self._script.write(fault.replace(b"TAG", tag))
+                continue
+            act = getattr(self, f"_{command.lower()}", None)
+            if act is None:
+                self._script.say(tag + b" BAD unknown command")
+                continue
+            act(tag, arguments)
+            if command == "LOGOUT":
+                return
+
+    def _capability(self, tag: bytes, _: bytes) -> None:
+        words = ["IMAP4rev1", "UIDPLUS"]
+        if self._server._security == "starttls" and not self._is_encrypted:
+            words += ["STARTTLS", "LOGINDISABLED"]
+        else:
+            words += [f"AUTH={name}" for name in self._server._mechanisms]
+            words += [] if self._server._has_login else ["LOGINDISABLED"]
+        self._script.say(f"* CAPABILITY {' '.join(words)}".encode(), tag + b" OK done")
+
+    def _starttls(self, tag: bytes, _: bytes) -> None:
+        self._script.write(tag + b" OK begin\r\n" + self._server.faults.injected)
+        self._script.encrypt(_required(self._server._tls))
+        self._is_encrypted = True
+
+    def _login(self, tag: bytes, arguments: bytes) -> None:
+        words = [_unquoted(word) for word in re.findall(rb'"(?:\\.|[^"\\])*"|\S+', arguments)]
+        self._end_login(tag, "LOGIN", words[0], words[1])
+
+    def _authenticate(self, tag: bytes, arguments: bytes) -> None:
+        mechanism = arguments.decode().upper()
+        self._script.say(b"+ ")
+        initial = _decoded(self._script.hear())
+        user, secret = _credentials(mechanism, initial)
+        is_right = self._server.users.get(user) == secret
+        if mechanism in ("XOAUTH2", "OAUTHBEARER") and not is_right:
+            self._script.say(b"+ " + base64.b64encode(b'{"status":"400","schemes":"Bearer"}'))
+            self._script.hear()
+        self._end_login(tag, mechanism, user, secret)
+
+    def _end_login(self, tag: bytes, mechanism: str, user: str, secret: str) -> None:
+        is_right = self._server.users.get(user) == secret
+        self._server.logins.append((user, mechanism, is_right))
+        said = b" OK signed in" if is_right else b" NO [AUTHENTICATIONFAILED] Authentication failed."
+        self._script.say(tag + said)
+
+    def _list(self, tag: bytes, _: bytes) -> None:
+        for name in self._server.folders:
+            self._script.say(f'* LIST (\\HasNoChildren) "/" "{name}"'.encode())
+        self._script.say(tag + b" OK listed")
+
+    def _examine(self, tag: bytes, arguments: bytes) -> None:
+        name = _unquoted(arguments)
+        if name not in self._server.folders:
+            self._script.say(tag + b" NO [NONEXISTENT] Unknown Mailbox: " + name.encode())
+            return
+        self._selected = self._server.folders[name]
+        count = len(self._selected)
+        self._script.say(
+            b"* FLAGS (\\Seen)",
+            f"* {count} EXISTS".encode(),
+            b"* 0 RECENT",
+            b"* OK [UIDVALIDITY 1795292296] UIDs valid",
+            f"* OK [UIDNEXT {count + 1}] next".encode(),
+            tag + b" OK [READ-ONLY] opened",
+        )
+
+    def _uid(self, tag: bytes, arguments: bytes) -> None:
+        wanted = arguments.split()[-1].strip(b'"')
+        found = [str(uid) for uid, message in enumerate(self._selected, 1) if wanted in message]
+        self._script.say(" ".join(["* SEARCH", *found]).encode(), tag + b" OK searched")
+
+    def _logout(self, tag: bytes, _: bytes) -> None:
+        self._script.say(b"* BYE see you", tag + b" OK done")
+
+
+def _required(tls: ssl.SSLContext | None) -> ssl.SSLContext:
+    if tls is None:
+        raise ValueError("an encrypted server needs a TLS context")
+    return tls
+
+
+def _unquoted(word: bytes) -> str:
+    bare = word[1:-1] if word[:1] == b'"' else word
+    return re.sub(rb"\\(.)", rb"\1", bare).decode()
+
+
+def _decoded(line: bytes) -> bytes:
+    try:
+        return base64.b64decode(line.strip())
+    except binascii.Error:
+        return b""
+
+
+def _credentials(mechanism: str, initial: bytes) -> tuple[str, str]:
+    """Who signs in with what."""
+    if mechanism == "PLAIN":
+        _, user, secret = initial.decode().split("\0")
+        return user, secret
+    text = initial.decode()
+    user = re.search(r"(?:user=|n,a=)([^\x01,]*)", text)
+    token = re.search(r"auth=Bearer ([^\x01]*)", text)
+    return (user.group(1) if user else "", token.group(1) if token else "")
