@@ -151,6 +151,10 @@ ADVICE: Mapping[str, str] = MappingProxyType(
             "No encrypted connection came about: the server must offer TLS 1.2 or newer. Check host, port "
             "and security; otherwise ask the server's operator."
         ),
+        "tls-hung-up": (
+            "The server broke off while the encryption was agreed on. Check port and security; one that only "
+            "knows versions older than TLS 1.2 may do this as well."
+        ),
         "starttls-injection": (
             "Something was slipped into the connection before it was encrypted, so nothing more was said "
             "and no password was sent. Choose SSL/TLS on port 465; if that is not offered, warn the "

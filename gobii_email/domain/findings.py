@@ -74,6 +74,8 @@ def of_loss(protocol: str, lost: Lost) -> Finding:
     if lost.cause in UNTOLD:
         return Finding("", True, reading)
     key = _OF_A_CAUSE.get(lost.cause)
+    if key == "hung-up" and lost.stage is Stage.TLS:
+        key = "tls-hung-up"
     advice = _of_protocol(key, protocol) if key else _in_a_test(reading.advice)
     return Finding(advice, _is_lasting(reading), reading)
 

@@ -35,6 +35,9 @@ class ThrowAwayAuthority:
     def expired_certificate(self) -> trustme.LeafCert:
         return self._authority.issue_cert(HOST, not_after=_now() - timedelta(days=2))
 
+    def ends_soon(self) -> ssl.SSLContext:
+        return _serving(self._authority.issue_cert(HOST, not_after=_now() + timedelta(days=5)))
+
     def not_yet_valid(self) -> ssl.SSLContext:
         return _serving(self._authority.issue_cert(HOST, not_before=_now() + timedelta(days=2)))
 
