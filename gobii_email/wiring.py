@@ -10,7 +10,6 @@ from gobii_email.adapters.celery_queue import CeleryDoorbell
 from gobii_email.adapters.dialer import DialPolicy
 from gobii_email.adapters.dns import DnsInquiry
 from gobii_email.adapters.imap import ImapDeadlines, ImapMailboxes
-from gobii_email.adapters.oauth import Endpoints, OAuthProvider
 from gobii_email.adapters.postmark import PostmarkTransport
 from gobii_email.adapters.redis_attendance import RedisAttendance
 from gobii_email.adapters.redis_limiter import RedisLimiter
@@ -82,19 +81,22 @@ def limiter() -> Limiter:
 @lru_cache(maxsize=1)
 def token_issuers() -> Mapping[str, TokenIssuer]:
     """The services that this installation is registered at, by their key."""
-    found = {key: _endpoints(config(), key) for key in SERVICES}
-    return {
-        key: OAuthProvider(SERVICES[key], at)
-        for key, at in found.items()
-        if at.client_id and at.client_secret
-    }
+    settings = config()
+    return {key: _token_issuer(settings, key) for key in SERVICES if _is_registered(settings, key)}
 
 
-def _endpoints(settings: Config, key: str) -> Endpoints:
+def _is_registered(settings: Config, key: str) -> bool:
+    return bool(getattr(settings, f"{key}_client_id") and getattr(settings, f"{key}_client_secret"))
+
+
+def _token_issuer(settings: Config, key: str) -> TokenIssuer:
+    # Its libraries take a fifth of a second to load, and most processes never need them.
+    from gobii_email.adapters.oauth import Endpoints, OAuthProvider
+
     def of(name: str) -> Any:
         return getattr(settings, f"{key}_{name}", "")
 
-    return Endpoints(
+    at = Endpoints(
         authorize=of("authorize_url"),
         token=of("token_url"),
         jwks=of("jwks_url"),
@@ -103,6 +105,7 @@ def _endpoints(settings: Config, key: str) -> Endpoints:
         client_id=of("client_id"),
         client_secret=of("client_secret"),
     )
+    return OAuthProvider(SERVICES[key], at)
 
 
 def domain_inquiry() -> DomainInquiry:
