@@ -51,7 +51,7 @@ class MailboxTest:
         try:
             diagnosis = self._diagnosis(protocol)
         except ValueError as wrong:
-            self._command.usage(str(wrong), field="until", remedy="Name one of the steps of such a test.")
+            self._command.usage(str(wrong), field="until", remedy="Name one of those steps.")
         except diagnose.TooManyTests as wrong:
             self._command.fail(str(wrong))
         self._say(f"{MARKS['ok' if diagnosis.ok else 'fail']} {diagnosis.text} {diagnosis.advice}".rstrip())

@@ -250,7 +250,8 @@ def _step_named(protocol: str, name: str | None) -> str:
     same = {wanted, _OTHER_NAMES.get(wanted), *(mine for mine, its in _OTHER_NAMES.items() if its == wanted)}
     found = next((step for step in _STEPS[ConnectionTest.Protocol(protocol)] if step in same), None)
     if found is None:
-        raise ValueError(f"A test of {protocol.upper()} has no step {name!r}.")
+        steps = ", ".join(_STEPS[ConnectionTest.Protocol(protocol)])
+        raise ValueError(f"A test of {protocol.upper()} has no step {name!r}; it has {steps}.")
     return found
 
 

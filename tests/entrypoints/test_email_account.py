@@ -14,6 +14,7 @@ from django.core.management import CommandError, call_command
 
 from gobii_email.models import AgentEmailAccount
 from gobii_email.testing.certificates import ThrowAwayAuthority
+from gobii_email.testing.imap_server import ScriptedImapServer
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 
 pytestmark = pytest.mark.django_db
@@ -158,3 +159,63 @@ def test_the_process_ends_with_the_code_and_reads_standard_input(tmp_path: Path)
     failed = manage("email_account", "enable", ADDRESS)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     assert manage("email_account", "explode").returncode == 2
+
+
+# The staged test
+
+
+def test_a_test_shows_each_step_and_its_conversation_without_the_secret(
+    server: ScriptedSmtpServer, document: Path
+) -> None:
+    run("apply", str(document))
+    code, out, _ = run("test", ADDRESS, "--transcript")
+    assert code == 0 and "✓ ehlo_again" in out and "-> EHLO" in out and "~> AUTH" in out
+    assert "S3cret" not in out
+    code, out, _ = run("test", ADDRESS, "--transcript", "--json")
+    answer = json.loads(out)
+    assert code == 0 and answer["protocol"] == "smtp" and answer["tests"][0]["ok"]
+    assert any(line.startswith("~> AUTH") for line in answer["transcript"]) and "S3cret" not in out
+    first = answer["steps"][0]
+    assert {"id", "status", "milliseconds", "facts", "advice", "raw", "name"} <= first.keys()
+
+
+@pytest.mark.parametrize("stage", ["AUTH", "auth", "TLS", "connect"])
+def test_a_test_stops_where_it_is_told_to(server: ScriptedSmtpServer, document: Path, stage: str) -> None:
+    run("apply", str(document))
+    code, out, _ = run("test", ADDRESS, "--until", stage)
+    assert code == 0 and "· mail" in out and "Only a whole test vouches" in out
+    assert not AgentEmailAccount.objects.get().is_smtp_tested
+    assert bool(server.logins) is (stage.lower() == "auth")
+
+
+def test_a_stage_that_does_not_exist_is_a_usage_error_that_names_those_there_are(document: Path) -> None:
+    run("apply", str(document))
+    code, out, said = run("test", ADDRESS, "--until", "LUNCH", "--json")
+    assert code == 2 and "LUNCH" in said and "ehlo_again" in said
+    assert json.loads(out)["error"]["field"] == "until"
+
+
+def test_both_directions_are_tested_and_a_stage_of_one_may_not_be_one_of_the_other(
+    server: ScriptedSmtpServer, document: Path, authority: ThrowAwayAuthority, settings: Any
+) -> None:
+    with ScriptedImapServer(tls=authority.good(), users={"anna": PASSWORD}) as mailbox:
+        settings.BYO_EMAIL_ALLOWED_PORTS = {server.port, mailbox.port}
+        run("apply", str(document))
+        imap = {"host": "localhost", "port": mailbox.port, "username": "anna", "password": PASSWORD}
+        applied = document.with_name("imap.json")
+        applied.write_text(json.dumps({"address": ADDRESS, "imap": imap}))
+        assert run("apply", str(applied))[0] == 0
+        code, out, _ = run("test", ADDRESS, "--smtp", "--imap")
+        assert code == 0 and "✓ rcpt" in out and "✓ select" in out and "can be read" in out
+        mailbox.users["anna"] = "another"
+        code, out, said = run("test", ADDRESS, "--smtp", "--imap", "--json")
+    answer = json.loads(out)
+    assert code == 1 and "AUTHENTICATIONFAILED" in said
+    assert [test["ok"] for test in answer["tests"]] == [True, False]
+    assert (answer["ok"], answer["protocol"], answer["error"]["field"]) == (False, "imap", "imap")
+
+
+def test_a_mail_to_oneself_is_sent_when_asked_for(server: ScriptedSmtpServer, document: Path) -> None:
+    run("apply", str(document))
+    code, out, _ = run("test", ADDRESS, "--send-to-self")
+    assert code == 0 and "✓ message" in out and len(server.messages) == 1
