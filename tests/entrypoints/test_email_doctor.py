@@ -1,22 +1,34 @@
 """`email_doctor`: each row finds its own illness, and nothing that hangs holds up the others."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from datetime import timedelta
 
 import pytest
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from django.db import connection
 from django.utils import timezone
 
 from gobii_email import api
+from gobii_email.conf import config
 from gobii_email.encryption import new_key
-from gobii_email.management import examinations
 from gobii_email.management.commands.email_doctor import examined
-from gobii_email.management.examinations import Row
-from gobii_email.models import AgentEmailAccount, AgentEmailOAuthCredential, OutboundMessageAttempt
-from gobii_email.testing.stack import Stack
+from gobii_email.management.examinations import installation, mailboxes, processes, storage
+from gobii_email.management.examinations import redis as servers
+from gobii_email.management.examinations.row import Row
+from gobii_email.models import AgentEmailAccount, AgentEmailOAuthCredential, MailHost, OutboundMessageAttempt
+from gobii_email.services import attend
+from gobii_email.testing.certificates import ThrowAwayAuthority
+from gobii_email.testing.postgres import EmbeddedPostgres
+from gobii_email.testing.processes import ServerUnavailable
+from gobii_email.testing.stack import ROOT, Stack, eventually
 from tests.entrypoints.commands import SENDER, ago, an_endpoint, run
 
 PASSWORD = "correct-horse-battery"
@@ -74,24 +86,159 @@ def test_a_frozen_redis_is_found_within_bounds(stack):
     assert rows["database"]["status"] == "ok"
 
 
-def test_a_redis_that_forgets_is_a_warning(stack, settings):
+@pytest.fixture
+def valkey(stack, settings):
+    """The stack's Valkey to be tampered with; afterwards it is as it was."""
     settings.REDIS_URL = stack.valkey.url
     with redis.Redis.from_url(stack.valkey.url) as client:
-        client.config_set("maxmemory-policy", "allkeys-lru")
-        try:
-            row = examinations.redis()
-        finally:
-            client.config_set("maxmemory-policy", "noeviction")
-    assert row.status == "warn"
-    assert examinations.redis().status == "ok"
+        before = {name: client.config_get(name)[name] for name in ("maxmemory", "maxmemory-policy", "save")}
+        yield client
+        client.replicaof("NO", "ONE")
+        for name, value in before.items():
+            client.config_set(name, value)
+
+
+def test_a_redis_that_forgets_is_a_warning(valkey):
+    valkey.config_set("maxmemory-policy", "allkeys-lru")
+    row = servers.redis()
+    assert (row.status, "noeviction" in row.hint) == ("warn", True)
+    valkey.config_set("maxmemory-policy", "noeviction")
+    row = servers.redis()
+    assert (row.status, "append-only file off" in row.text) == ("ok", True)
+
+
+def test_a_redis_that_is_nearly_full_is_a_warning_and_a_full_one_a_failure(valkey):
+    valkey.config_set("maxmemory", int(valkey.info()["used_memory"] * 1.05))
+    row = servers.redis()
+    assert (row.status, "of maxmemory used" in row.text) == ("warn", True)
+    valkey.config_set("maxmemory", 1)
+    row = servers.redis()
+    assert (row.status, "OOM" in row.text, "memory" in row.hint) == ("fail", True, True)
+
+
+def test_a_replica_refuses_writes(valkey):
+    valkey.replicaof("127.0.0.1", 1)
+    row = servers.redis()
+    assert (row.status, "READONLY" in row.text, "primary" in row.hint) == ("fail", True, True)
+
+
+def test_a_redis_that_cannot_save_refuses_writes(stack, valkey):
+    in_the_way = stack.valkey.directory / "dump.rdb" / "in the way"
+    in_the_way.mkdir(parents=True)
+    valkey.config_set("save", "3600 1")
+    valkey.bgsave()
+    eventually(lambda: valkey.info()["rdb_last_bgsave_status"] == "err")
+    row = servers.redis()
+    assert (row.status, "MISCONF" in row.text, "disk" in row.hint) == ("fail", True, True)
+    valkey.config_set("save", "")
+    row = servers.redis()
+    assert (row.status, "its last save failed" in row.text) == ("warn", True)
+    in_the_way.rmdir()
+    in_the_way.parent.rmdir()
+    valkey.bgsave()
+    eventually(lambda: valkey.info()["rdb_last_bgsave_status"] == "ok")
+    assert servers.redis().status == "ok"
+
+
+def test_a_redis_of_a_line_without_fixes_is_a_warning():
+    old, new = {"redis_version": "5.0.14"}, {"redis_version": "7.2.4", "valkey_version": "8.1.0"}
+    assert [status for status, _, _ in servers.worries(old)] == ["warn"]
+    assert servers.worries(new) == []
+
+
+# Processes
+
+
+@pytest.mark.django_db
+def test_a_dispatcher_and_a_beat_are_seen_while_they_are_at_work(stack, valkey):
+    for row, word in ((processes.dispatcher(), "email_dispatcher"), (processes.beat(), "beat")):
+        assert (row.status, word in row.hint) == ("warn", True)
+    dispatcher = stack.start_dispatcher()
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "worker",
+        "beat",
+        "-s",
+        str(stack.directory / "schedule"),
+    ]
+    beat = stack.start_process("beat", command)
+    eventually(lambda: processes.beat().status == "ok", seconds=30)
+    row = eventually(lambda: (found := processes.dispatcher()).status == "ok" and found)
+    assert f":{dispatcher.pid};" in row.text
+    beat.freeze()
+    assert processes.beat().status == "warn", "one that hangs does not tick"
+    beat.thaw()
+    beat.stop()
+    dispatcher.stop()
+    assert not valkey.zcard("gobii:dispatchers"), "one that ended in order has left"
+
+
+@pytest.mark.django_db
+def test_a_dispatcher_that_was_seen_long_ago_is_not_at_work(valkey):
+    valkey.zadd("gobii:dispatchers", {"host:17 Python 3.11.7": time.time() - 120})
+    row = processes.dispatcher()
+    assert (row.status, "host:17 was at" in row.text) == ("warn", True)
+    valkey.zadd("gobii:dispatchers", {"host:17 Python 3.11.7": time.time()})
+    assert processes.dispatcher().status == "ok"
+    valkey.delete("gobii:dispatchers")
+
+
+def test_a_process_that_was_not_restarted_is_found(stack, valkey, monkeypatch):
+    worker = stack.start_worker(queues="email.control")
+    valkey.zadd("gobii:dispatchers", {f"host:17 {attend.VERSIONS}": time.time()})
+    assert processes.versions() == Row("versions", "ok", attend.VERSIONS)
+    valkey.zadd("gobii:dispatchers", {"host:18 Python 3.11.7, migration 0001": time.time()})
+    row = processes.versions()
+    assert (row.status, "host:18" in row.text, "migration 0001" in row.text) == ("warn", True, True)
+    valkey.delete("gobii:dispatchers")
+    monkeypatch.setattr(attend, "VERSIONS", "something newer")
+    row = processes.versions()
+    worker.stop()
+    assert (row.status, "worker" in row.text, "Restart" in row.hint) == ("warn", True, True)
+
+
+# PostgreSQL
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    try:
+        with EmbeddedPostgres(own=True) as server:
+            yield server
+    except ServerUnavailable as problem:
+        pytest.skip(f"POSTGRESQL IS NOT EXAMINED HERE: {problem}")
+
+
+def ask_postgres(stack, postgres, options=""):
+    env = stack.env | {"DATABASE_URL": postgres.url + options}
+    command = [sys.executable, "manage.py", "email_doctor", "--json"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, rows_of(json.loads(done.stdout))
+
+
+def test_a_database_behind_its_migrations_fails_and_one_that_forgets_is_a_warning(stack, postgres):
+    code, rows = ask_postgres(stack, postgres, "?options=-c%20synchronous_commit=off")
+    assert (code, rows["migrations"]["status"]) == (1, "fail")
+    assert "migrate" in rows["migrations"]["hint"]
+    assert (rows["clock"]["status"], "from the database" in rows["clock"]["text"]) == ("ok", True)
+    row = rows["database"]
+    assert (row["status"], "synchronous_commit" in row["text"]) == ("warn", True)
+
+
+def test_a_database_that_takes_no_writes_fails(stack, postgres):
+    rows = ask_postgres(stack, postgres, "?options=-c%20default_transaction_read_only=on")[1]
+    assert (rows["database"]["status"], "takes no writes" in rows["database"]["text"]) == ("fail", True)
 
 
 def test_the_broker_of_its_own_address_is_asked_and_its_password_is_not_shown(stack, settings):
     settings.REDIS_URL = stack.valkey.url
-    assert examinations.broker().text == "the same as redis"
+    assert servers.broker().text == "the same as redis"
     for scheme in ("redis", "amqp"):
         settings.GOBII_BROKER_URL = f"{scheme}://user:{PASSWORD}@127.0.0.1:1/0"
-        row = examinations.broker()
+        row = servers.broker()
         assert row.status == "fail"
         assert "127.0.0.1:1" in row.text
         assert PASSWORD not in str(row)
@@ -148,20 +295,38 @@ def test_an_sqlite_whose_writers_fail_on_each_other_is_a_warning(monkeypatch):
     if connection.vendor != "sqlite":
         pytest.skip("only SQLite has a journal mode")
     monkeypatch.setitem(connection.settings_dict, "OPTIONS", {})
-    row = examinations.database()
+    row = storage.database()
     assert row.status == "warn"
     assert "IMMEDIATE" in row.hint
 
 
+@pytest.mark.django_db(transaction=True)
+def test_an_sqlite_that_forgets_what_it_confirmed_is_a_warning():
+    if connection.vendor != "sqlite":
+        pytest.skip("only SQLite is asked that way")
+    assert storage.database().status == "ok"
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        try:
+            row = storage.database()
+        finally:
+            cursor.execute("PRAGMA synchronous=FULL")
+    assert (row.status, "synchronous=FULL" in row.hint) == ("warn", True)
+
+
 @pytest.mark.django_db
-def test_mail_that_nobody_looked_at_points_to_the_dispatcher(settings):
+def test_mail_that_nobody_looked_at_points_to_the_dispatcher(settings, monkeypatch):
     settings.GOBII_BROKER_URL = "memory://"
     api.send_agent_email(from_endpoint=an_endpoint(), to="bob@example.com", subject="Tea", body="At five?")
-    assert examinations.dispatcher().status == "ok"
-    assert examinations.queue().status == "ok"
+    assert processes.queue().status == "ok"
     OutboundMessageAttempt.objects.update(due_at=ago(minutes=2))
-    row = examinations.dispatcher()
-    assert (row.status, "email_dispatcher" in row.hint) == ("warn", True)
+    row = processes.dispatcher()
+    assert (row.status, "email_dispatcher" in row.hint) == ("fail", True)
+    monkeypatch.setattr(attend, "dispatchers", lambda: {"host:17": (attend.VERSIONS, timezone.now())})
+    row = processes.dispatcher()
+    assert (row.status, "the log of host:17" in row.hint) == ("warn", True), (
+        "one is there, and does not get on"
+    )
 
 
 @pytest.mark.django_db
@@ -171,34 +336,163 @@ def test_mail_that_is_ready_for_long_is_a_warning_and_held_mail_is_not(settings)
     OutboundMessageAttempt.objects.update(
         not_before=ago(minutes=20), due_at=timezone.now() + timedelta(minutes=1)
     )
-    assert examinations.queue().status == "warn"
+    assert processes.queue().status == "warn"
     OutboundMessageAttempt.objects.update(held_code="paused", held_reason="Moving house")
-    assert examinations.queue().status == "ok"
+    assert processes.queue().status == "ok"
 
 
-@pytest.mark.django_db
-def test_a_secret_that_cannot_be_read_is_found_and_named_by_its_mailbox(settings):
+@pytest.fixture
+def two_secrets(db, settings):
+    """A mailbox with a password and a token, under the key of the tests."""
     account = AgentEmailAccount(endpoint=an_endpoint(), smtp_host="smtp.example.org", smtp_port=587)
     account.set_smtp_password(PASSWORD)
     account.save()
     credential = AgentEmailOAuthCredential(account=account, provider="google")
     credential.set_refresh_token(PASSWORD)
     credential.save()
-    assert examinations.secrets() == Row("secrets", "ok", "2 can be read")
+    return account
+
+
+def test_a_secret_that_cannot_be_read_is_found_and_named_by_its_mailbox(settings, two_secrets):
+    assert mailboxes.secrets() == Row("secrets", "ok", "2 can be read")
+    AgentEmailAccount.objects.update(smtp_host="smtp.elsewhere.example")
+    row = mailboxes.secrets()
+    assert (row.status, "1 cannot be read" in row.text, SENDER in row.text) == ("fail", True, True)
+    assert mailboxes.keys().status == "ok", "the key is there; the secret is bound to another server"
     settings.GOBII_ENCRYPTION_KEY = new_key("other")
-    row = examinations.secrets()
-    assert row.status == "fail"
-    assert "2 cannot be read" in row.text and SENDER in row.text
+    assert "2 cannot be read" in mailboxes.secrets().text
+    for useless in ("", "nonsense"):
+        settings.GOBII_ENCRYPTION_KEY = useless
+        assert mailboxes.secrets().status == "fail"
+
+
+def test_secrets_are_counted_by_the_key_they_are_under(settings, two_secrets):
+    before = settings.GOBII_ENCRYPTION_KEY = config().encryption_key.reveal()
+    row = mailboxes.keys()
+    assert (row.status, "secrets: 2 under test" in row.text) == ("ok", True)
+
+    settings.GOBII_ENCRYPTION_KEY = f"{new_key('newer')},{before}"
+    row = mailboxes.keys()
+    assert (row.status, "retired: test" in row.text, "Keep test in the ring" in row.hint) == (
+        "warn",
+        True,
+        True,
+    )
+    two_secrets.set_smtp_password(PASSWORD)
+    two_secrets.save()
+    assert "1 under newer, 1 under test" in mailboxes.keys().text
+
+    settings.GOBII_ENCRYPTION_KEY = before
+    row = mailboxes.keys()
+    assert (row.status, "not in the ring: newer" in row.text) == ("fail", True)
+    AgentEmailAccount.objects.update(smtp_password_encrypted=b"scribble")
+    assert "1 under damaged" in mailboxes.keys().text
+    assert PASSWORD not in str(row) and before.partition(":")[2] not in str(row)
+
+
+def test_a_ring_that_is_missing_or_useless_fails_once_there_are_secrets(settings, two_secrets):
     settings.GOBII_ENCRYPTION_KEY = ""
-    assert "GOBII_ENCRYPTION_KEY is not set" in examinations.secrets().text
+    assert "2 secrets are stored" in mailboxes.keys().text and mailboxes.keys().status == "fail"
     settings.GOBII_ENCRYPTION_KEY = "nonsense"
-    assert examinations.secrets().status == "fail"
+    assert mailboxes.keys().status == "fail"
 
 
 @pytest.mark.django_db
 def test_no_key_ring_is_only_a_warning_while_there_is_no_secret(settings):
     settings.GOBII_ENCRYPTION_KEY = ""
-    assert examinations.secrets().status == "warn"
+    assert (mailboxes.keys().status, mailboxes.secrets().status) == ("warn", "ok")
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "words"),
+    [
+        ({}, "warn", f"1 to be tested ({SENDER})"),
+        ({"smtp_tested_fingerprint": "x"}, "ok", "0 send"),
+        ({"smtp_tested_fingerprint": "x", "is_outbound_enabled": True}, "ok", "1 send"),
+        (
+            {"smtp_tested_fingerprint": "x", "is_outbound_enabled": True, "state": "auth_needed"},
+            "warn",
+            f"1 held until somebody acts ({SENDER})",
+        ),
+        (
+            {
+                "smtp_tested_fingerprint": "x",
+                "is_outbound_enabled": True,
+                "state": "quota",
+                "state_until": timezone.now() + timedelta(hours=1),
+            },
+            "ok",
+            "1 held for a while",
+        ),
+        (
+            {
+                "smtp_tested_fingerprint": "x",
+                "is_outbound_enabled": True,
+                "state": "quota",
+                "state_until": ago(hours=1),
+            },
+            "ok",
+            "1 send",
+        ),
+    ],
+)
+def test_mailboxes_that_wait_are_counted_and_those_for_a_person_named(two_secrets, values, status, words):
+    AgentEmailAccount.objects.update(smtp_username="u", **values)
+    row = mailboxes.accounts()
+    assert (row.status, words in row.text) == (status, True), row
+    MailHost.objects.create(name="smtp.example.org:587", backoff_until=timezone.now() + timedelta(hours=1))
+    assert "1 servers left alone" in mailboxes.accounts().text
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "words"),
+    [
+        ({}, "ok", "passwords only"),
+        ({"GOOGLE_CLIENT_ID": "an-id"}, "warn", "GOOGLE_CLIENT_ID is set alone"),
+        ({"MICROSOFT_CLIENT_SECRET": PASSWORD}, "warn", "MICROSOFT_CLIENT_SECRET is set alone"),
+        ({"GOOGLE_CLIENT_ID": "an-id", "GOOGLE_CLIENT_SECRET": PASSWORD}, "ok", "with google"),
+        (
+            {
+                "GOOGLE_CLIENT_ID": "an-id",
+                "GOOGLE_CLIENT_SECRET": PASSWORD,
+                "PUBLIC_URL": "http://mail.example.org",
+            },
+            "warn",
+            "http://mail.example.org",
+        ),
+    ],
+)
+@pytest.mark.django_db
+def test_what_people_can_sign_in_with_is_told_without_a_secret(settings, given, status, words):
+    for name, value in given.items():
+        setattr(settings, name, value)
+    row = installation.sign_in()
+    assert (row.status, words in row.text) == (status, True), row
+    assert PASSWORD not in str(row)
+
+
+def test_mailboxes_whose_tokens_cannot_be_renewed_are_a_failure(two_secrets, settings):
+    row = installation.sign_in()
+    assert (row.status, "GOOGLE_CLIENT_ID" in row.hint) == ("fail", True)
+    settings.GOOGLE_CLIENT_ID, settings.GOOGLE_CLIENT_SECRET = "an-id", "a-secret"
+    assert installation.sign_in().status == "ok"
+
+
+def test_a_python_with_holes_in_its_mail_modules_is_a_warning(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 11, 14, "final", 0))
+    row = installation.python()
+    assert (row.status, "3.11.15" in row.hint) == ("warn", True)
+    monkeypatch.setattr(sys, "version_info", (3, 11, 15, "final", 0))
+    assert installation.python().status == "ok"
+
+
+@pytest.mark.django_db
+def test_a_clock_that_is_off_is_a_warning(valkey, monkeypatch):
+    assert storage.clock().status == "ok"
+    late = timezone.now() - timedelta(minutes=1)
+    monkeypatch.setattr(storage.timezone, "now", lambda: late)
+    row = storage.clock()
+    assert (row.status, "from Redis" in row.text) == ("warn", True)
 
 
 @pytest.mark.parametrize(
@@ -227,22 +521,49 @@ def test_no_key_ring_is_only_a_warning_while_there_is_no_secret(settings):
 def test_the_transports_that_the_settings_leave(settings, given, status, words):
     for name, value in given.items():
         setattr(settings, name, value)
-    row = examinations.transports()
+    row = installation.transports()
     assert (row.status, words in row.text) == (status, True), row
 
 
 def test_trust_anchors_that_are_not_there_are_found(monkeypatch, tmp_path):
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    assert examinations.trust().status == "ok"
+    assert installation.trust().status == "ok"
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
-    assert examinations.trust().status == "fail"
+    assert installation.trust().status == "fail"
+    made = ThrowAwayAuthority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.ca_file))
+    assert "1 of them from SSL_CERT_FILE" in installation.trust().text
+    monkeypatch.setenv("SSL_CERT_FILE", str(expired_authority(tmp_path)))
+    row = installation.trust()
+    assert (row.status, "1 of the 1 authorities" in row.text) == ("warn", True)
     (tmp_path / "empty.pem").write_text("nothing")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "empty.pem"))
-    assert examinations.trust().status in {"ok", "fail"}, "the system's authorities count as well"
+    assert installation.trust().status == "fail"
+
+
+def expired_authority(directory):
+    """A certificate of an authority that was good for a day, last year."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Last year's authority")])
+    begin = timezone.now() - timedelta(days=365)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = directory / "expired.pem"
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    return path
 
 
 def test_open_networks_are_a_warning(settings):
     settings.BYO_EMAIL_ALLOWED_NETWORKS = "0.0.0.0/0"
-    assert examinations.networks().status == "warn"
+    assert installation.networks().status == "warn"
     settings.BYO_EMAIL_ALLOWED_NETWORKS = ""
-    assert examinations.networks().status == "ok"
+    assert installation.networks().status == "ok"

@@ -12,7 +12,8 @@ from typing import Any
 
 from django.db import connections
 
-from gobii_email.management.examinations import EXAMINATIONS, FAIL, OK, WARN, Examination, Row, brief
+from gobii_email.management.examinations import EXAMINATIONS
+from gobii_email.management.examinations.row import FAIL, OK, WARN, Examination, Row, brief
 from gobii_email.management.message_argument import printable
 from gobii_email.management.terminal import EmailCommand
 

@@ -1,0 +1,32 @@
+"""What an operator asks first, each answered by one function in a row: ok, warn or fail, with a hint.
+
+Each looks at one thing and asks no mail server. How long they may take, and how the rows are shown, is
+left to `email_doctor`; what the settings alone tell is asked of the system checks.
+"""
+
+from collections.abc import Sequence
+
+from gobii_email.management.examinations import installation, mailboxes, processes, redis, storage
+from gobii_email.management.examinations.row import Examination
+
+EXAMINATIONS: Sequence[tuple[str, Examination]] = (
+    ("python", installation.python),
+    ("settings", installation.settings_),
+    ("database", storage.database),
+    ("migrations", storage.migrations),
+    ("redis", redis.redis),
+    ("broker", redis.broker),
+    ("workers", processes.workers),
+    ("dispatcher", processes.dispatcher),
+    ("beat", processes.beat),
+    ("versions", processes.versions),
+    ("queue", processes.queue),
+    ("keys", mailboxes.keys),
+    ("secrets", mailboxes.secrets),
+    ("accounts", mailboxes.accounts),
+    ("sign-in", installation.sign_in),
+    ("transports", installation.transports),
+    ("trust", installation.trust),
+    ("networks", installation.networks),
+    ("clock", storage.clock),
+)
