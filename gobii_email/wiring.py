@@ -56,7 +56,7 @@ def smtp_transport() -> SmtpTransport:
 def imap_mailboxes() -> ImapMailboxes:
     settings = config()
     return ImapMailboxes(
-        DialPolicy(allowed_networks=settings.allowed_networks, allowed_ports=settings.allowed_ports),
+        _dial_policy(),
         ImapDeadlines(
             connect=settings.deadline_connect,
             greeting=settings.deadline_step,
