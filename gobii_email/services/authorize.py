@@ -177,6 +177,7 @@ def _finished(row: OAuthRequest, code: Secret) -> AgentEmailAccount:
         signed_in = _signed_in(issuer, answer, request)
         return _connect(row.account_id, signed_in)
     except AuthorizationRefused as refusal:
+        release_connection()
         if not refusal.spares_grant:
             issuer.revoke(answer.refresh_token or answer.access_token)
         raise

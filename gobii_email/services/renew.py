@@ -59,14 +59,14 @@ def access_token(account: AgentEmailAccount, *, refused: Secret | None = None) -
         credential = _read(account)
         issuer = _issuer_of(credential)
         if issuer is None or not _must_renew(credential, refused, now):
-            return _stored(credential)
+            return _used(account, credential)
         if credential.take_refresh_lease(now, now + LEASE):
             if not _must_renew(credential, refused, now):
                 credential.end_refresh()
             elif _renew(account, credential, issuer, is_good=_is_good(credential, refused, now)):
-                return _stored(credential)
+                return _used(account, credential)
         elif _is_good(credential, refused, now):
-            return _stored(credential)
+            return _used(account, credential)
         else:
             _wait_for_others(credential, give_up_at, now)
 
@@ -82,7 +82,6 @@ def _read(account: AgentEmailAccount) -> AgentEmailOAuthCredential:
     release_connection()
     if credential is None:
         raise SecretUnreadable("The mailbox is not connected by OAuth any more; connect it again.")
-    account.oauth_credential = credential
     return credential
 
 
@@ -107,10 +106,12 @@ def _is_good(credential: AgentEmailOAuthCredential, refused: Secret | None, now:
     return has_token and refused is None and is_still_good(credential.expires_at, now)
 
 
-def _stored(credential: AgentEmailOAuthCredential) -> Secret:
+def _used(account: AgentEmailAccount, credential: AgentEmailOAuthCredential) -> Secret:
+    """The token, for the account's servers as well: only now, because other threads may share the account."""
     token = credential.get_access_token()
     if token is None:
         raise SecretUnreadable("No access token is stored for the mailbox; connect it again.")
+    account.oauth_credential = credential
     return token
 
 
@@ -131,7 +132,11 @@ def _renew(
 
     False where the account was connected anew or disconnected meanwhile: then the answer is dropped.
     """
-    refresh_token = credential.get_refresh_token()
+    try:
+        refresh_token = credential.get_refresh_token()
+    except SecretUnreadable:
+        credential.end_refresh()
+        raise
     assert refresh_token is not None
     release_connection()
     with telemetry.oauth_refresh(issuer.service.key, str(account.pk)) as span:

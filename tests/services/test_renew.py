@@ -220,6 +220,35 @@ def test_without_a_credential_or_its_key_the_owner_is_asked(
         access_token(account)
 
 
+def test_a_refresh_token_that_cannot_be_read_keeps_nobody_waiting(
+    account: AgentEmailAccount, google: LocalOAuthProvider
+) -> None:
+    blob = bytes(row().refresh_token_encrypted or b"")[:-1] + b"!"
+    AgentEmailOAuthCredential.objects.update(refresh_token_encrypted=blob)
+    ends_in(seconds=-1)
+    for _ in range(2):
+        with pytest.raises(SecretUnreadable, match="again"):
+            access_token(account)
+    assert row().refresh_lease is None
+
+
+def test_nobody_sees_a_new_token_before_it_is_stored(
+    account: AgentEmailAccount, google: LocalOAuthProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads of a worker share the account object while one of them renews."""
+    assert account.smtp_server().secret == Secret(stored())
+    real, seen = AgentEmailOAuthCredential._write_under_lease, []
+
+    def write(credential: AgentEmailOAuthCredential, **values: Any) -> bool:
+        seen.append(account.smtp_server().secret == Secret(stored()))
+        return real(credential, **values)
+
+    monkeypatch.setattr(AgentEmailOAuthCredential, "_write_under_lease", write)
+    ends_in(seconds=-1)
+    access_token(account)
+    assert seen == [True] and account.smtp_server().secret == Secret(stored())
+
+
 # Mail meanwhile
 
 
