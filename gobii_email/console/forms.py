@@ -7,6 +7,7 @@ services/accounts, the same as for every other way in; a password is taken and n
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from django import forms
 from django.utils import timezone
@@ -47,19 +48,34 @@ class FilterForm(forms.Form):
     def __init__(self, data: Mapping[str, Any], whose: Whose) -> None:
         super().__init__(data, auto_id="filter-%s")
         accounts = whose.accounts().order_by("endpoint__address").values_list("pk", "endpoint__address")
-        agents = whose.agents().order_by("name").values_list("pk", "name")[:MOST_CHOICES]
-        self._offer("account", [(str(pk), address) for pk, address in accounts[:MOST_CHOICES]])
-        self._offer("agent", [(str(pk), name) for pk, name in agents])
-
-    def _offer(self, name: str, choices: list[tuple[str, str]]) -> None:
-        field = self.fields[name]
-        assert isinstance(field, forms.ChoiceField)
-        field.choices = [_ANY, *choices]
+        agents = whose.agents().order_by("name").values_list("pk", "name")
+        _offer(self.fields["account"], [_ANY, *_choices(accounts, data.get("account"))])
+        _offer(self.fields["agent"], [_ANY, *_choices(agents, data.get("agent"))])
 
     def wanted(self) -> Wanted:
         """What the fields without an error ask for."""
         given = self.cleaned_data
         return Wanted(**{name: value for name, value in given.items() if value})
+
+
+def _offer(field: forms.Field, choices: list[tuple[str, str]]) -> None:
+    assert isinstance(field, forms.ChoiceField)
+    field.choices = choices
+
+
+def _choices(rows: Any, chosen: str | None) -> list[tuple[str, str]]:
+    """The first of `rows`, pairs of key and name, and the one that is chosen where it is not among them."""
+    found = [(str(pk), name) for pk, name in rows[:MOST_CHOICES]]
+    if chosen and len(found) == MOST_CHOICES and chosen not in dict(found):
+        found += [(str(pk), name) for pk, name in rows.filter(pk=_uuid(chosen))]
+    return found
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 class ReasonForm(forms.Form):
@@ -196,11 +212,10 @@ class AddressForm(forms.Form):
 
     def __init__(self, data: Mapping[str, Any] | None, whose: Whose) -> None:
         super().__init__(data, auto_id="add-%s")
-        agents = whose.agents().order_by("name").values_list("pk", "name")[:MOST_CHOICES]
-        field = self.fields["agent"]
-        assert isinstance(field, forms.ChoiceField)
-        field.choices = [*((str(pk), name) for pk, name in agents), ("", "A new agent")]
-        field.initial = field.choices[0][0]
+        agents = whose.agents().order_by("name").values_list("pk", "name")
+        choices = [*_choices(agents, data and data.get("agent")), ("", "A new agent")]
+        _offer(self.fields["agent"], choices)
+        self.fields["agent"].initial = choices[0][0]
 
     def clean_address(self) -> str:
         try:

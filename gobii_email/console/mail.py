@@ -78,7 +78,7 @@ def message(request: HttpRequest, whose: Whose, pk: UUID) -> HttpResponse:
     if view not in VIEWS:
         raise Http404
     context = _context(row, view)
-    if request.htmx and request.GET.get("seen") == context["seen"]:  # type: ignore[attr-defined]
+    if request.headers.get("HX-Request") and request.GET.get("seen") == context["seen"]:
         return HttpResponse(status=204)
     return render(request, "console/message.html", context)
 
@@ -171,7 +171,9 @@ def do(request: HttpRequest, whose: Whose, pk: UUID, name: str) -> HttpResponse:
     if request.POST.get("version") != message_version(row, row.attempts.count()):
         return _refused(request, row, reason, _CHANGED.format(status=_word(row)), 409)
     try:
-        done = act.perform(wanted, row, by=request.user.get_username())
+        done = act.perform(
+            wanted, row, by=request.user.get_username(), default_transport="default" in request.POST
+        )
     except NotPossible as refused:
         row.refresh_from_db(fields=["latest_status"])
         return _refused(request, row, reason, str(refused), 409)

@@ -29,6 +29,8 @@ from gobii_email.ports import Limiter, LimiterUnavailable, LimitScope, Usage
 from gobii_email.services import allow
 
 PAGE = 50
+SEARCHED = 30_000
+"""Among everybody's mail so many of the newest are looked at for what no index answers, such as failures."""
 WAITING = "waiting"
 """A filter of its own: queued or being sent."""
 
@@ -90,22 +92,39 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some rows, newest first; `older` is where the next page begins, "" on the last one."""
+    """Some rows, newest first; `older` is where the next page begins, "" on the last one.
+
+    `searched_back_to` is how far was looked, where that was not to the end: there may be more before it.
+    """
 
     rows: Sequence[PersistentAgentMessage]
     older: str
+    searched_back_to: datetime | None = None
 
 
 def messages(whose: Whose, wanted: Wanted, start: str = "", size: int = PAGE) -> Page:
-    """A page of the messages that are `wanted`, in two statements. Raises ValueError for no such `start`."""
-    rows = whose.messages().filter(_condition(wanted))
-    if start:
-        rows = rows.filter(_older_than(*_read(start)))
+    """A page of what is `wanted`, in three statements. Raises ValueError where no page begins at `start`."""
+    older = _older_than(*_read(start)) if start else Q()
+    edge = _edge(older) if whose.agent_ids is None and _is_searched(wanted) else None
+    rows = whose.messages().filter(older, _condition(wanted), Q(timestamp__gte=edge) if edge else Q())
     latest = OutboundMessageAttempt.objects.filter(message=OuterRef("pk")).order_by("-number")
     rows = rows.annotate(provider=Subquery(latest.values("provider")[:1]))
     rows = rows.only("timestamp", "from_address", "subject", "latest_status", "latest_error_message")
     found = list(rows.prefetch_related("recipients").order_by("-timestamp", "-pk")[: size + 1])
-    return Page(found[:size], _written(found[size - 1]) if len(found) > size else "")
+    if len(found) > size:
+        return Page(found[:size], _written(found[size - 1].timestamp, found[size - 1].pk))
+    return Page(found, _written(edge, uuid.UUID(int=0)) if edge else "", edge)
+
+
+def _is_searched(wanted: Wanted) -> bool:
+    """Whether rows have to be looked at one by one to tell."""
+    return bool(wanted.transport) or (bool(wanted.status) and wanted.status not in _OPEN)
+
+
+def _edge(older: Q) -> datetime | None:
+    """How far back the newest `SEARCHED` reach; None where there are no more. Reads an index alone."""
+    times = PersistentAgentMessage.objects.filter(older).order_by("-timestamp")
+    return times.values_list("timestamp", flat=True)[SEARCHED : SEARCHED + 1].first()
 
 
 def _condition(wanted: Wanted) -> Q:
@@ -142,8 +161,8 @@ def _older_than(timestamp: datetime, pk: uuid.UUID) -> Q:
     return Q(timestamp__lte=timestamp) & (Q(timestamp__lt=timestamp) | Q(pk__lt=pk))
 
 
-def _written(message: PersistentAgentMessage) -> str:
-    text = f"{message.timestamp.isoformat()} {message.pk.hex}"
+def _written(timestamp: datetime, pk: uuid.UUID) -> str:
+    text = f"{timestamp.isoformat()} {pk.hex}"
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 

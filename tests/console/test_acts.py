@@ -96,6 +96,19 @@ def test_a_message_is_withdrawn_and_retried(ada: Owner) -> None:
     assert len(notes()) == 2
 
 
+def test_mail_of_a_lost_mailbox_may_take_the_installations_transport(ada: Owner) -> None:
+    message = ada.message()
+    AgentEmailAccount.objects.all().delete()
+    action, form = message_form(ada, message, "retry")
+    form.pop("default")
+    ada.client.post(action, form)
+    message.refresh_from_db()
+    assert message.had_account, "never without being asked for"
+    ada.client.post(action, form | {"default": "on"})
+    message.refresh_from_db()
+    assert not message.had_account
+
+
 def test_what_was_settled_meanwhile_is_not_settled_again(
     ada: Owner, doubtful: PersistentAgentMessage
 ) -> None:

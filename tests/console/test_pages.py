@@ -2,6 +2,7 @@
 
 import re
 from datetime import timedelta
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,21 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from gobii_email import wiring
+from gobii_email.console import forms
+from gobii_email.console.charts import chart_of
 from gobii_email.domain.lifecycle import MessageStatus
 from gobii_email.models import (
     AgentEmailAccount,
     AgentEmailOAuthCredential,
     ConnectionTest,
+    MailHost,
     OutboundMessageAttempt,
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
+from gobii_email.ports import LimiterUnavailable, Spent
+from gobii_email.services import allow, browse, overview
 from tests.conftest import PASSWORD
 from tests.console.conftest import Owner, paths
 from tests.console.lint import problems
@@ -204,3 +211,188 @@ def test_the_frame_of_a_mail_may_only_stand_on_our_own_page(ada: Owner) -> None:
     assert response.headers["X-Frame-Options"] == "SAMEORIGIN"
     page = ada.client.get(reverse("console:message", args=[message.pk]) + "?show=html").content.decode()
     assert f'sandbox="" src="{reverse("console:message_html", args=[message.pk])}"' in page
+
+
+# Lists
+
+
+def subjects(page: str) -> list[str]:
+    return re.findall(r'<th scope="row"><a [^>]*>([^<]*)</a>', page)
+
+
+def test_a_list_goes_on_where_the_page_before_ended(ada: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browse.messages, "__defaults__", ("", 2))
+    now = timezone.now()
+    for number in range(5):
+        # Two of one moment, so that the key alone tells them apart.
+        message = ada.message(f"Number {number}")
+        PersistentAgentMessage.objects.filter(pk=message.pk).update(
+            timestamp=now + timedelta(hours=number // 2)
+        )
+    address, seen = reverse("console:messages") + "?status=waiting", []
+    while address:
+        page = ada.client.get(address).content.decode()
+        seen.append(subjects(page))
+        older = re.search(r'href="([^"]*)" rel="next"', page)
+        address = reverse("console:messages") + unescape(older.group(1)) if older else ""
+    assert [len(found) for found in seen] == [2, 2, 1]
+    assert sorted(subject for found in seen for subject in found) == [
+        f"Number {number}" for number in range(5)
+    ]
+    assert seen[0] != ["Number 4"] and seen[-1][0] in {"Number 0", "Number 1"}
+
+
+@pytest.mark.parametrize("start", ["x", "AAAA", "bm8gdGltZSB4", "💥"])
+def test_a_page_that_begins_nowhere_is_not_there(start: str, ada: Owner) -> None:
+    assert ada.client.get(reverse("console:messages"), {"from": start}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"status": "in_doubt"}, {"Did it arrive?"}),
+        ({"status": "waiting"}, {"To two"}),
+        ({"status": "queued"}, {"To two"}),
+        ({"status": "sent"}, set()),
+        ({"recipient": "Second@Outside.example"}, {"To two"}),
+        ({"recipient": "nobody@outside.example"}, set()),
+        ({"transport": "smtp"}, {"Did it arrive?"}),
+        ({"transport": "postmark_simulation"}, set()),
+        ({"since": "2000-01-01T00:00"}, {"Did it arrive?", "To two"}),
+        ({"until": "2000-01-01T00:00"}, set()),
+        ({"account": "ACCOUNT", "agent": "AGENT"}, {"Did it arrive?", "To two"}),
+    ],
+)
+def test_the_filters_in_the_address_choose(
+    query: dict[str, str], expected: set[str], ada: Owner, doubtful: PersistentAgentMessage
+) -> None:
+    ada.message("To two", to=["first@outside.example", "second@outside.example"])
+    ids = {"ACCOUNT": str(ada.account.pk), "AGENT": str(ada.agent.pk)}
+    given = {name: ids.get(value, value) for name, value in query.items()}
+    response = ada.client.get(reverse("console:messages"), given)
+    assert response.status_code == 200
+    assert set(subjects(response.content.decode())) == expected
+
+
+def test_what_no_filter_knows_is_said_beside_it(ada: Owner) -> None:
+    response = ada.client.get(reverse("console:messages"), {"status": "lost", "since": "yesterday"})
+    assert response.status_code == 422
+    assert problems(response.content.decode()) == []
+
+
+def test_a_search_among_everybodys_mail_goes_back_piece_by_piece(
+    ada: Owner, staff: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(browse, "SEARCHED", 3)
+    for number in range(8):
+        message = ada.message(f"Number {number}")
+        if number in {0, 7}:
+            PersistentAgentMessage.objects.filter(pk=message.pk).update(latest_status="failed")
+    address, seen, pages = "?status=failed", [], 0
+    while address:
+        page = staff.get(reverse("console:messages") + address).content.decode()
+        seen += subjects(page)
+        pages += 1
+        older = re.search(r'href="([^"]*)" rel="next">Look further back', page)
+        address = unescape(older.group(1)) if older else ""
+    assert (seen, pages) == (["Number 7", "Number 0"], 3)
+
+
+def test_a_mailbox_beyond_those_on_offer_can_be_chosen(
+    ada: Owner, staff: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forms, "MOST_CHOICES", 0)
+    ada.message("From Ada")
+    response = staff.get(reverse("console:messages"), {"account": str(ada.account.pk)})
+    assert subjects(response.content.decode()) == ["From Ada"]
+
+
+def test_what_would_have_been_sent_can_be_read(ada: Owner) -> None:
+    message = ada.message("Only simulated")
+    OutboundMessageAttempt.objects.filter(message=message).update(provider="postmark_simulation")
+    ada.message("Really sent")
+    page = ada.client.get(reverse("console:simulation")).content.decode()
+    assert subjects(page) == ["Only simulated"]
+    assert reverse("console:message", args=[message.pk]) + "?show=html" in page
+
+
+# Numbers
+
+
+def test_the_overview_tells_how_mail_goes(ada: Owner, bob: Owner) -> None:
+    statuses = ["sent", "sent", "delivered", "failed", "failed", "in_doubt", "cancelled", "queued"]
+    for number, status in enumerate(statuses):
+        message = ada.message(f"Number {number}")
+        PersistentAgentMessage.objects.filter(pk=message.pk).update(latest_status=status)
+        if status != "queued":
+            OutboundMessageAttempt.objects.filter(message=message).update(
+                status="failed", due_at=None, scope="recipient" if number == 3 else "host"
+            )
+    bob.message("Not Ada's")
+    old = ada.message("Of last week")
+    PersistentAgentMessage.objects.filter(pk=old.pk).update(
+        latest_status="failed", timestamp=timezone.now() - timedelta(days=7)
+    )
+    OutboundMessageAttempt.objects.filter(message=old).update(status="failed", due_at=None)
+    found = overview.overview(browse.Whose.of_user(ada.user), timezone.now())
+    assert (found.waiting, found.sent, found.failed) == (1, 3, 2)
+    assert found.failed_share == 2 / 5
+    assert found.avoidable_failures == 1
+    assert found.oldest_waiting_since is not None
+    assert len(found.hours) == 24 and sum(hour.total for hour in found.hours) == 8
+    assert "error budget is used up" in ada.client.get(reverse("console:overview")).content.decode()
+
+
+def test_a_budget_is_left_where_one_in_a_thousand_fails() -> None:
+    hour = overview.Hour(timezone.now(), sent=999, failed=1)
+    found = overview.Overview(0, None, [hour], avoidable_failures=1)
+    assert found.budget_left == pytest.approx(0.8)
+    assert overview.Overview(0, None, [], 0).budget_left is None
+
+
+def test_the_chart_stands_on_its_ground(ada: Owner) -> None:
+    hours = [overview.Hour(timezone.now(), sent=10, failed=1), overview.Hour(timezone.now(), sent=1000)]
+    chart = chart_of(hours)
+    assert all(bar.y >= 0 and bar.y + bar.height <= chart.height + 3 for bar in chart.bars)
+    assert {bar.kind for bar in chart.bars} == {"sent", "failed"}
+    assert min(bar.height for bar in chart.bars) >= 2
+
+
+def test_needs_are_those_of_the_day(ada: Owner, bob: Owner, doubtful: PersistentAgentMessage) -> None:
+    AgentEmailAccount.objects.filter(pk=ada.account.pk).update(
+        state="auth_needed", state_reason="Sign in again."
+    )
+    AgentEmailAccount.objects.filter(pk=bob.account.pk).update(smtp_error="It answered 421.")
+    later = timezone.now() + timedelta(minutes=5)
+    MailHost.objects.create(name="localhost:2525", backoff_until=later, reason="Too many connections.")
+    MailHost.objects.create(name="elsewhere.example:25", backoff_until=later)
+    found = overview.needs(browse.Whose.of_user(ada.user), timezone.now())
+    assert [(need.kind, need.who) for need in found] == [
+        ("in_doubt", "Did it arrive?"),
+        ("held", "ada@sender.example"),
+        ("backoff", "localhost:2525"),
+    ]
+    assert len(overview.needs(browse.Whose.everybodys(), timezone.now())) == 5
+
+
+def test_used_limits_are_those_that_are_counted(ada: Owner, limiter: Any) -> None:
+    AgentEmailAccount.objects.update(per_minute=10, per_hour=None, per_day=500)
+    account = AgentEmailAccount.objects.select_related("endpoint").get(pk=ada.account.pk)
+    scopes = allow.scopes_of(account, timezone.now())
+    limiter.restore(scopes[0], [Spent(7)], lanes=[])
+    page = ada.client.get(reverse("console:account", args=[account.pk])).content.decode()
+    assert "7 of 10" in page and "7 of 500" in page
+
+
+def test_a_mailbox_is_shown_while_the_counters_are_away(ada: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Away:
+        def usage(self, scope: object) -> None:
+            asked.append(scope)
+            raise LimiterUnavailable
+
+    monkeypatch.setattr(wiring, "limiter", Away)
+    page = ada.client.get(reverse("console:accounts"))
+    assert page.status_code == 200 and "not counted yet" in page.content.decode()
+    assert len(asked) == 1
