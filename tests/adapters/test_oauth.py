@@ -237,6 +237,9 @@ def test_a_key_of_one_tenant_does_not_sign_for_another(provider: LocalOAuthProvi
 # What may come back
 
 
+GRANT = b'{"access_token": "a", "token_type": "Bearer"}'
+
+
 @pytest.mark.parametrize(
     ("answer", "reason", "code"),
     [
@@ -256,8 +259,8 @@ def test_a_key_of_one_tenant_does_not_sign_for_another(provider: LocalOAuthProvi
             Reason.PASSING,
             "unusable_answer",
         ),
-        (Answer(200, b" " * (MAX_ANSWER_BYTES + 1)), Reason.PASSING, "unusable_answer"),
-        (Answer(200, b"{}" + b" " * 200, {}, 0.05), Reason.PASSING, "unusable_answer"),
+        (Answer(200, GRANT + b" " * MAX_ANSWER_BYTES), Reason.PASSING, "unusable_answer"),
+        (Answer(200, GRANT + b" " * 200, {}, 0.05), Reason.PASSING, "unusable_answer"),
     ],
     ids=lambda value: str(getattr(value, "body", value))[:40],
 )
