@@ -33,6 +33,7 @@ from gobii_email.services.accounts import apply_account
 from gobii_email.services.deliver import deliver
 from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token, renewed_token
 from gobii_email.testing.certificates import ThrowAwayAuthority
+from gobii_email.testing.imap_server import ScriptedImapServer
 from gobii_email.testing.oauth_server import LocalOAuthProvider, error
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 from gobii_email.testing.valkey import EmbeddedValkey
@@ -395,6 +396,31 @@ def test_a_test_renews_the_token_first(
     google.expire()
     ends_in(seconds=-1)
     assert diagnose.test_smtp(account).ok and [is_right for _, _, is_right in server.logins] == [True]
+
+
+class NewestToken(dict[str, str]):
+    """What an IMAP server compares with: the access token that was issued last."""
+
+    def __init__(self, provider: LocalOAuthProvider) -> None:
+        self.provider = provider
+
+    def get(self, user: str, default: Any = None) -> Any:
+        return list(self.provider.access_tokens)[-1] if user == ADDRESS else default
+
+
+def test_a_test_of_reading_renews_the_token_first(
+    account: AgentEmailAccount, google: LocalOAuthProvider, authority: ThrowAwayAuthority, settings: Any
+) -> None:
+    google.expire()
+    ends_in(seconds=-1)
+    with ScriptedImapServer(tls=authority.good()) as mailbox:
+        mailbox.users = NewestToken(google)
+        settings.BYO_EMAIL_ALLOWED_PORTS = str(mailbox.port)
+        account.imap_host, account.imap_port = "localhost", mailbox.port
+        account.save()
+        assert diagnose.test_imap(account).ok
+    assert [(user, is_right) for user, _, is_right in mailbox.logins] == [(ADDRESS, True)]
+    assert mailbox.logins[0][1] in {"XOAUTH2", "OAUTHBEARER"}
 
 
 def test_a_test_without_a_token_says_why_and_holds_what_is_over_alone(
