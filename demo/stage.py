@@ -169,7 +169,11 @@ class Stage:
 
         user = f"demo-{self.suffix}"
         self._administrator = get_user_model().objects.create_superuser(user, password=self._web_password)
-        doors = [Door("admin", f"{self._admin_url()}/admin/", user, self._web_password)]
+        url = self._admin_url()
+        doors = [
+            Door("console", f"{url}/console/", user, self._web_password),
+            Door("admin", f"{url}/admin/", user, self._web_password),
+        ]
         if self.flower is not None:
             self.flower.wait_for("Visit me at")
             doors.append(Door("Flower", f"http://127.0.0.1:{self._flower_port}/", "demo", self._web_password))

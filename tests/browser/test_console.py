@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.urls import reverse
+from django.utils import timezone
 
 from gobii_email.api import send_agent_email
 from gobii_email.models import (
@@ -196,16 +198,27 @@ def test_the_first_key_leads_past_the_menu(arrive: Arrive, ada: Owner) -> None:
 
 @pytest.fixture
 def world(ada: Owner, doubtful: PersistentAgentMessage, tested: Any) -> PersistentAgentMessage:
-    """Enough of everything to see it."""
-    for number, status in enumerate(("sent", "delivered", "failed", "cancelled", "partially_sent", "queued")):
-        message = ada.message(
-            f"Report of week {number}: figures and what they mean", to=f"reader{number}@outside.example"
-        )
-        PersistentAgentMessage.objects.filter(pk=message.pk).update(latest_status=status)
+    """A day with enough of everything to see it."""
+    now = timezone.now()
+    usual = ["sent"] * 6 + ["failed", "sent", "delivered", "cancelled", "partially_sent", "queued"]
+    for number in range(72):
+        status = usual[number % 12] if number % 12 < 6 or number % 5 == 0 else "sent"
+        message = ada.message(f"Figures of week {number}", to=f"reader{number}@outside.example")
+        at = now - timedelta(minutes=1 + 4 * (number % 8) + 20 * (71 - number))
+        PersistentAgentMessage.objects.filter(pk=message.pk).update(latest_status=status, timestamp=at)
+        if status != "queued":
+            OutboundMessageAttempt.objects.filter(message=message).update(
+                status="sent" if status != "failed" else "failed",
+                provider="smtp",
+                due_at=None,
+                scope="recipient",
+            )
     OutboundMessageAttempt.objects.filter(message=doubtful).update(
-        stage_ms={"connect": 12, "tls": 31, "auth": 18, "dot": 240}, tls="TLSv1.3"
-    )
-    AgentEmailAccount.objects.update(smtp_error="The server answered 421 4.7.0 Try again later.")
+        stage_ms={"connect": 12, "tls": 31, "auth": 18, "mail": 9, "rcpt": 11, "data": 40, "dot": 240},
+        tls="TLSv1.3", started_at=now, finished_at=now,
+    )  # fmt: skip
+    limits = {"per_minute": 30, "per_hour": None, "per_day": 500, "max_connections": 2}
+    AgentEmailAccount.objects.update(smtp_error="The server answered 421 4.7.0 Try again later.", **limits)
     return doubtful
 
 
@@ -220,11 +233,11 @@ def test_every_page_can_be_read_and_used(
     pages["found"] = f"/console/accounts/add/found/?address=ada%40gmail.com&agent={ada.agent.pk}&name="
     for name, path in pages.items():
         page = visitor.see(path)
+        visitor.shoot(f"{name}-{width}-{scheme}")
         for one in page.locator("details:not([open]) > summary").all():
             one.click()
         if found := page.evaluate(EXAMINE):
             wrong[name] = found
-        visitor.shoot(f"{name}-{width}-{scheme}")
     assert wrong == {}
 
 

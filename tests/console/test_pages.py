@@ -375,6 +375,15 @@ def test_needs_are_those_of_the_day(ada: Owner, bob: Owner, doubtful: Persistent
     assert len(overview.needs(browse.Whose.everybodys(), timezone.now())) == 5
 
 
+def test_the_list_of_mailboxes_tells_how_each_is_doing(ada: Owner, bob: Owner, staff: Client) -> None:
+    for number in range(3):
+        ada.message(f"Number {number}")
+    AgentEmailAccount.objects.filter(pk=bob.account.pk).update(state="paused", state_reason="Moving house")
+    rows = staff.get(reverse("console:accounts")).content.decode().partition("<tbody>")[2].split("<tr>")[1:]
+    assert "ada@sender.example" in rows[0] and "sends" in rows[0] and "<td>3</td>" in rows[0]
+    assert "bob@sender.example" in rows[1] and "Moving house" in rows[1] and "<td>0</td>" in rows[1]
+
+
 def test_used_limits_are_those_that_are_counted(ada: Owner, limiter: Any) -> None:
     AgentEmailAccount.objects.update(per_minute=10, per_hour=None, per_day=500)
     account = AgentEmailAccount.objects.select_related("endpoint").get(pk=ada.account.pk)
