@@ -5,13 +5,12 @@ import platform
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from gobii_email import checks
 from gobii_email.adapters.tls import client_context
 from gobii_email.conf import Config, config
+from gobii_email.domain.oauth_tokens import service_named
 from gobii_email.management.examinations.row import FAIL, OK, WARN, Row, brief, from_checks
 from gobii_email.models import AgentEmailOAuthCredential
 from gobii_email.services.authorize import configured_providers
@@ -59,47 +58,23 @@ def _ways(found: Config) -> Iterator[str]:
         yield "simulation"
 
 
-_CLIENTS = {
-    "google": ("GOOGLE_CLIENT_ID", "GOOGLE_CLIENT_SECRET"),
-    "microsoft": ("MICROSOFT_CLIENT_ID", "MICROSOFT_CLIENT_SECRET"),
-}
-
-
 def sign_in() -> Row:
     """Which providers people can sign in with, and whether the mailboxes that did can renew their tokens."""
     usable = configured_providers()
-    lost = sorted(set(AgentEmailOAuthCredential.objects.values_list("provider", flat=True).distinct()))
-    lost = [provider for provider in lost if provider in _CLIENTS and provider not in usable]
+    lost = sorted(_signed_in_with() - set(usable))
     if lost:
-        missing = " and ".join(name for provider in lost for name in _CLIENTS[provider])
-        text = f"mailboxes are signed in with {' and '.join(lost)}, and their tokens cannot be renewed"
-        return Row("sign-in", FAIL, text, f"Set {missing}.")
-    halves = list(_halves(config()))
-    if halves:
-        text = f"{' and '.join(name for name, _ in halves)} is set alone"
-        return Row("sign-in", WARN, text, f"Set {' and '.join(other for _, other in halves)} as well.")
-    if usable and not _is_safe(config().public_url):
-        text = f"providers do not send people back to {config().public_url}"
-        return Row("sign-in", WARN, text, "Set PUBLIC_URL to the https address of this service.")
-    return Row("sign-in", OK, f"with {' and '.join(usable)}" if usable else "not set up: passwords only")
+        missing = " and ".join(f"{name.upper()}_CLIENT_ID and {name.upper()}_CLIENT_SECRET" for name in lost)
+        text = f"mailboxes are signed in with {' and '.join(lost)}, whose tokens cannot be renewed here"
+        return Row("sign-in", WARN, text, f"Set {missing}, or keep applying new tokens.")
+    fine = f"with {' and '.join(usable)}" if usable else "not set up: passwords only"
+    return from_checks("sign-in", fine, checks.check_sign_in())
 
 
-def _halves(found: Config) -> Iterator[tuple[str, str]]:
-    """Of each client that has only an id or only a secret: the variable that is set, and the other."""
-    for provider, (client_id, secret) in _CLIENTS.items():
-        has_id = bool(getattr(found, f"{provider}_client_id"))
-        has_secret = bool(getattr(found, f"{provider}_client_secret"))
-        if has_id != has_secret:
-            yield (client_id, secret) if has_id else (secret, client_id)
-
-
-def _is_safe(url: str) -> bool:
-    parts = urlsplit(url)
-    try:
-        is_local = parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        is_local = False
-    return parts.scheme == "https" or is_local
+def _signed_in_with() -> set[str]:
+    """The services that stored tokens come from."""
+    names = AgentEmailOAuthCredential.objects.order_by().values_list("provider", flat=True).distinct()
+    services = [service_named(name) for name in names]
+    return {service.key for service in services if service is not None}
 
 
 def trust() -> Row:
