@@ -35,7 +35,7 @@ first_valid_gid = 1
 ssl = required
 ssl_cert = <{here}/server.pem
 ssl_key = <{here}/server.pem
-mail_location = maildir:{here}/mail/%u/Maildir:LAYOUT=fs
+mail_location = maildir:{mail}/%u:LAYOUT=fs
 namespace inbox {{
   inbox = yes
   separator = /
@@ -46,7 +46,7 @@ passdb {{
 }}
 userdb {{
   driver = static
-  args = uid={uid} gid={gid} home={here}/mail/%u
+  args = uid={uid} gid={gid} home={mail}/%u
 }}
 service imap-login {{
   chroot =
@@ -71,7 +71,8 @@ class RealDovecot(OwnedServer):
     """`with RealDovecot(certificate, {"anna@mail.example": "secret"}) as dovecot: dovecot.ports["implicit"]`.
 
     `folders` are made in every mailbox beside INBOX. Raises ServerUnavailable, saying what to install, where
-    it cannot run. The doors are `starttls` and `implicit`.
+    it cannot run. The doors are `starttls` and `implicit`. With `mail`, the mailboxes are those maildirs of
+    somebody else's below that directory, by address.
     """
 
     name = "dovecot"
@@ -82,6 +83,7 @@ class RealDovecot(OwnedServer):
         users: Mapping[str, str],
         folders: Sequence[str] = (),
         mechanisms: Sequence[str] = ("plain", "login"),
+        mail: Path | None = None,
     ) -> None:
         super().__init__()
         if not Path(_PROGRAM).exists():
@@ -92,6 +94,7 @@ class RealDovecot(OwnedServer):
         self._users = dict(users)
         self._folders = list(folders)
         self._mechanisms = mechanisms
+        self._mail = mail
         self.ports: dict[str, int] = {}
 
     @property
@@ -120,7 +123,7 @@ class RealDovecot(OwnedServer):
             return False
 
     def _mailbox(self, address: str) -> Path:
-        return self.directory / "mail" / address / "Maildir"
+        return (self._mail or self.directory / "mail") / address
 
     def _prepare(self) -> None:
         self.directory.chmod(0o755)
@@ -131,11 +134,14 @@ class RealDovecot(OwnedServer):
         passwords = self.directory / "users"
         passwords.write_text("\n".join([*lines, ""]))
         shutil.chown(passwords, "dovecot")
+        if self._mail is None:
+            self._make_mailboxes(self.directory / "mail")
+
+    def _make_mailboxes(self, mail: Path) -> None:
         for address in self._users:
             self._make_mailbox(self._mailbox(address))
-        for path in (self.directory / "mail").rglob("*"):
+        for path in (mail, *mail.rglob("*")):
             shutil.chown(path, _OWNER)
-        shutil.chown(self.directory / "mail", _OWNER)
 
     def _make_mailbox(self, mailbox: Path) -> None:
         for folder in ("", *(encode(name).decode() for name in self._folders)):
@@ -146,6 +152,7 @@ class RealDovecot(OwnedServer):
         owner = pwd.getpwnam(_OWNER)
         values = {
             "here": self.directory,
+            "mail": self._mail or self.directory / "mail",
             "mechanisms": " ".join(self._mechanisms),
             "uid": owner.pw_uid,
             "gid": owner.pw_gid,

@@ -164,11 +164,11 @@ def test_a_wrong_password_is_told_with_a_remedy_and_cannot_be_enabled(plant: Pla
 @pytest.mark.parametrize(
     ("door", "security", "auth", "said", "remedy"),
     [
-        ("expired", "starttls", "plain", "has expired", "certificate is not valid"),
-        ("wrong_host", "starttls", "plain", "for another host name", "Check the host name"),
-        ("self_signed", "starttls", "plain", "not lead to an authority", "certificate is not valid"),
+        ("expired", "starttls", "plain", "expired on", "operator must renew it"),
+        ("wrong_host", "starttls", "plain", "is for somebody-else.example", "one of the names"),
+        ("self_signed", "starttls", "plain", "not trusted here", "SSL_CERT_FILE"),
         ("clear_login", "starttls", "plain", "does not offer STARTTLS", "or use SSL on port 465"),
-        ("starttls", "ssl", "plain", "STARTTLS may be the right setting", "do not fit the server"),
+        ("starttls", "ssl", "plain", "STARTTLS may be the right setting", "set security to STARTTLS"),
         ("starttls", "none", "none", "Must issue a STARTTLS command", "Set security to STARTTLS"),
     ],
 )
