@@ -10,6 +10,8 @@ import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -21,6 +23,7 @@ from typing import Any
 
 from benchmarks.rig import end_in_order
 from gobii_email.testing.postgres import EmbeddedPostgres
+from gobii_email.testing.stack import ROOT
 
 MOST_STATEMENTS = 12
 MOST_MILLISECONDS = 200.0
@@ -104,7 +107,7 @@ def measure(messages: int, rounds: int) -> dict[str, Any]:
         call_command("migrate", verbosity=0)
         started = time.monotonic()
         middle = fill(messages)
-        print(f"{messages} messages made in {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{messages} messages made in {time.monotonic() - started:.0f} s", file=sys.stderr)
         found = {title: page(model, query, rounds, middle) for title, (model, query) in PAGES.items()}
         connections.close_all()
     return {"messages": messages, "pages": {title: asdict(row) for title, row in found.items()}}
@@ -279,6 +282,15 @@ def as_rows(document: Mapping[str, Any]) -> list[list[str]]:
         [title, str(row["statements"]), f"{row['milliseconds']:.0f}", f"{row['most']:.0f}"]
         for title, row in document["pages"].items()
     ]
+
+
+def measured(messages: int, rounds: int) -> dict[str, Any]:
+    """What `measure` answers, in a process of its own: Django is set up once in each."""
+    command = [sys.executable, "-m", "benchmarks.admin_lists", "--json"]
+    command += ["--messages", str(messages), "--rounds", str(rounds)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import drain, fairness, limits, memory, report, scale
+from benchmarks import admin_lists, drain, fairness, limits, memory, report, scale
 from benchmarks.rig import Rig
 from benchmarks.sink import Sink, log_in, pipelined, trusting
 
@@ -141,3 +141,10 @@ def test_a_multiplied_queue_is_sent_and_timed() -> None:
     assert found["accepted"] >= 20
     assert any("worker" in name for name in found["statements"])
     assert scale.as_text({"small": found, "large": found}, plans=True)
+
+
+def test_every_list_of_the_admin_is_opened_with_few_statements() -> None:
+    found = admin_lists.measured(200, rounds=1)
+    assert set(found["pages"]) == set(admin_lists.PAGES)
+    assert all(1 < row["statements"] <= admin_lists.MOST_STATEMENTS for row in found["pages"].values())
+    assert all(0 < row["milliseconds"] <= row["most"] for row in found["pages"].values())
