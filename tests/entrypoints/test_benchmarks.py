@@ -144,7 +144,7 @@ def test_a_multiplied_queue_is_sent_and_timed() -> None:
 
 
 def test_every_list_of_the_admin_is_opened_with_few_statements() -> None:
-    found = admin_lists.measured(200, rounds=1)
+    found = admin_lists.measured(1_000, rounds=1)
     assert set(found["pages"]) == set(admin_lists.PAGES)
     assert all(1 < row["statements"] <= admin_lists.MOST_STATEMENTS for row in found["pages"].values())
     assert all(0 < row["milliseconds"] <= row["most"] for row in found["pages"].values())
