@@ -16,6 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_post_parameters
 
+from gobii_email.conf import config
 from gobii_email.console import audit, connecting
 from gobii_email.console.access import page, require_right
 from gobii_email.console.forms import LIMITS, SIDES, PauseForm, ReasonForm, SettingsForm
@@ -72,7 +73,7 @@ def _shown(
 
 def _context(found: AgentEmailAccount) -> dict[str, Any]:
     now = timezone.now()
-    tests = list(ConnectionTest.objects.filter(account=found)[:TESTS_SHOWN])
+    tests = [_told(test) for test in ConnectionTest.objects.filter(account=found)[:TESTS_SHOWN]]
     provider = provider_of_host(found.smtp_host) if found.smtp_host else None
     return {
         "account": found,
@@ -93,7 +94,8 @@ def _context(found: AgentEmailAccount) -> dict[str, Any]:
         "sign_in": provider.oauth if provider and provider.oauth in authorize.configured_providers() else "",
         "sides": _sides(found, tests),
         "tests": tests,
-        "is_testing": any(is_under_way(test) for test in tests),
+        "is_testing": any(test.finished_at is None for test in tests),
+        "is_served": config().byo_email_enabled,
         "notes": audit.notes_about(found, found.endpoint),
     }
 
@@ -120,9 +122,12 @@ def _sides(found: AgentEmailAccount, tests: list[ConnectionTest]) -> list[dict[s
     ]
 
 
-def is_under_way(test: ConnectionTest) -> bool:
-    """A test that nobody finished was lost with its process; it is not waited for for ever."""
-    return test.finished_at is None and timezone.now() - test.started_at < diagnose.LONGEST
+def _told(test: ConnectionTest) -> ConnectionTest:
+    """As it stands; one whose process was lost is not waited for for ever."""
+    if test.finished_at is None and timezone.now() - test.started_at >= diagnose.LONGEST:
+        test.finished_at = test.started_at + diagnose.LONGEST
+        test.text, test.advice = "The test was interrupted before it ended.", "Test again."
+    return test
 
 
 # What may be done

@@ -7,7 +7,6 @@ services/discover and services/authorize.
 from collections.abc import Mapping
 from dataclasses import asdict
 from urllib.parse import urlsplit
-from uuid import UUID
 
 from django.contrib import messages as notices
 from django.contrib.admin.models import ADDITION
@@ -20,7 +19,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 
 from gobii_email.conf import config
 from gobii_email.console import audit
-from gobii_email.console.access import page
+from gobii_email.console.access import page, require_right
 from gobii_email.console.csp import policy
 from gobii_email.console.forms import AddressForm, ConnectForm
 from gobii_email.domain.providers import Endpoint
@@ -131,14 +130,19 @@ def _stored(
     with transaction.atomic():
         if _known(whose, address) is not None:
             raise InvalidAccount([Problem("address", _EXISTS)])
-        agent_id = who.cleaned_data["agent"] or _new_agent(request, who.cleaned_data["name"])
-        account = apply_account({"agent": str(agent_id), "address": address, **document})
+        agent = _agent(request, whose, who)
+        account = apply_account({"agent": str(agent.pk), "address": address, **document})
         audit.note(request, account, "Added.", flag=ADDITION)
     return account
 
 
-def _new_agent(request: HttpRequest, name: str) -> UUID:
-    return PersistentAgent.objects.create(name=name, user_id=request.user.pk).pk
+def _agent(request: HttpRequest, whose: Whose, who: AddressForm) -> PersistentAgent:
+    """The chosen agent, or a new one of the user's own. Raises PermissionDenied."""
+    if not who.cleaned_data["agent"]:
+        return PersistentAgent.objects.create(name=who.cleaned_data["name"].strip(), user_id=request.user.pk)
+    agent = whose.agents().get(pk=who.cleaned_data["agent"])
+    require_right(request, "add_agentemailaccount", agent.user_id)
+    return agent
 
 
 def begin_tests(request: HttpRequest, account: AgentEmailAccount) -> None:

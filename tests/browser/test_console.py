@@ -82,6 +82,7 @@ def test_a_message_goes_out_before_ones_eyes(arrive: Arrive, ada: Owner, mailbox
     standing(page, "sent")
     assert page.evaluate("window.sameDocument") is True
     assert "accepted" in page.locator(".timeline").inner_text().lower()
+    assert page.evaluate("document.activeElement.id") == "main", "the button is gone, its place is not"
     assert page.locator("#live[hx-trigger]").count() == 0, "what is over is not asked for any more"
     visitor.shoot("message-sent")
 
@@ -108,6 +109,19 @@ def test_what_is_being_typed_is_not_taken_away(arrive: Arrive, ada: Owner, mailb
     reason.fill("")
     page.locator("h1").click()
     standing(page, "sent")
+
+
+def test_the_keyboard_keeps_its_place_when_a_part_is_replaced(
+    arrive: Arrive, ada: Owner, mailbox: PersistentAgentCommsEndpoint
+) -> None:
+    visitor = arrive(ada)
+    visitor.page.clock.install()
+    page = visitor.see(reverse("console:overview"))
+    page.get_by_role("link", name="waiting").focus()
+    mail_from(mailbox)
+    page.clock.fast_forward(11_000)
+    page.get_by_role("link", name="1 waiting").wait_for()
+    assert page.evaluate("document.activeElement.textContent").split() == ["1", "waiting"]
 
 
 @pytest.mark.parametrize("has_script", [True, False], ids=["script", "no script"])

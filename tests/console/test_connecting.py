@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
 from django.db import connections
 from django.test import Client
 from django.urls import reverse
@@ -170,6 +171,19 @@ def test_nobody_adds_to_anothers_agent(ada: Owner, bob: Owner, begun: list[tuple
     assert begun == []
 
 
+def test_staff_need_the_right_to_add_to_anothers_agent(
+    ada: Owner, bob: Owner, begun: list[tuple[str, str]]
+) -> None:
+    looker = User.objects.create_user("looker", is_staff=True)
+    client = Client()
+    client.force_login(looker)
+    given = who(ada, "new@shop.example") | typed(is_trusted="on")
+    assert client.post(FOUND, given).status_code == 403
+    looker.user_permissions.add(Permission.objects.get(codename="add_agentemailaccount"))
+    assert client.post(FOUND, given).status_code == 302
+    assert begun == [("new@shop.example", "smtp")]
+
+
 def test_a_new_agent_is_its_makers(ada: Owner, begun: list[tuple[str, str]]) -> None:
     given = who(ada, "new@shop.example", agent="", name="Robin")
     ada.client.post(FOUND, given | typed(is_trusted="on"))
@@ -218,7 +232,8 @@ def test_a_test_under_way_is_asked_for_again_and_again(ada: Owner) -> None:
     assert 'id="tests" hx-get' in ada.client.get(address).content.decode()
     row.started_at -= diagnose.LONGEST
     row.save()
-    assert 'id="tests" hx-get' not in ada.client.get(address).content.decode()
+    page = ada.client.get(address).content.decode()
+    assert 'id="tests" hx-get' not in page and "interrupted before it ended" in page
 
 
 def test_who_tests_too_often_is_told_when_the_next_may_be(ada: Owner, settings: Any) -> None:

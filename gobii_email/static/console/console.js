@@ -4,12 +4,20 @@
   const button = document.getElementById("live-pause");
   let paused = false;
   let open = [];
+  let focused = null;
 
   const hasLive = () => document.querySelector("[hx-trigger^='every']") !== null;
   const show = () => {
     button.hidden = !hasLive() && !paused;
     button.setAttribute("aria-pressed", String(paused));
     button.textContent = paused ? "Resume live updates" : "Pause live updates";
+  };
+
+  // The same control in the new part, or the beginning of the content where there is none any more.
+  const refocus = (old) => {
+    const same = Array.from(document.querySelectorAll(old.tagName)).find((one) =>
+      old.id ? one.id === old.id : one.outerHTML === old.outerHTML || (old.href && one.href === old.href));
+    (same || document.getElementById("main")).focus({ preventScroll: true });
   };
 
   button.addEventListener("click", () => { paused = !paused; show(); });
@@ -25,6 +33,7 @@
     const target = event.detail.target;
     const active = document.activeElement;
     const types = active && target.contains(active) && active.matches("input:not([type=hidden]), textarea, select");
+    focused = active && target.contains(active) ? active : null;
     if (types || (target.querySelector("input[name=reason]") || {}).value) event.detail.shouldSwap = false;
     open = Array.from(document.querySelectorAll("details[id]"), (one) => [one.id, one.open]);
   });
@@ -33,6 +42,8 @@
       const one = document.getElementById(id);
       if (one) one.open = state;
     }
+    if (focused && !focused.isConnected) refocus(focused);
+    focused = null;
     show();
   });
   show();
