@@ -20,7 +20,7 @@ from gobii_email.domain.advice import advice_for
 from gobii_email.domain.findings import IMAP, Finding, of_loss, of_refusal
 from gobii_email.domain.outcomes import Lost, SessionFacts
 from gobii_email.domain.smtp_replies import Stage, safe_text
-from gobii_email.ports import ImapServer, Probe, ProbeFailure, Security
+from gobii_email.ports import Auth, ImapServer, Probe, ProbeFailure, Security
 
 SHOWN_FOLDERS = 20
 
@@ -150,4 +150,5 @@ class ImapProbe:
             text = f"The folder {self._server.folder} cannot be opened; there are: {self._some_folders()}."
         facts = self._login_facts() if step == "auth" else {}
         raw = "\n".join(filter(None, (str(refusal), challenge)))
-        return Missed(ProbeFailure(text, of_refusal(self._server.host, refusal)), facts, raw)
+        finding = of_refusal(self._server.host, refusal, by_token=self._server.auth is Auth.OAUTH2)
+        return Missed(ProbeFailure(text, finding), facts, raw)

@@ -176,7 +176,7 @@ class SmtpProbe:
 
     def _denied(self, step: str, ended: Denied) -> Missed | Found:
         stage, reply = self._dialogue.stage, ended.reply
-        finding = of_reply(self._server.host, stage, reply)
+        finding = of_reply(self._server.host, stage, reply, by_token=self._server.auth is Auth.OAUTH2)
         assert finding.reading is not None
         if step == "rcpt" and not is_about_the_sender(reply, finding.reading):
             return replace(warned("own-address-refused", str(reply)), raw=str(reply))

@@ -49,7 +49,8 @@ ADVICE: Mapping[str, str] = MappingProxyType(
             "The server does not know the chosen sign-in method. Choose another one (plain, login or OAuth)."
         ),
         "auth-oauth": (
-            "The sign-in with the provider has expired or was withdrawn. Connect the account again."
+            "The access token is not accepted: the sign-in with the provider has expired, was withdrawn, or "
+            "does not allow this. Connect the account again, or give new tokens."
         ),
         "token-unavailable": (
             "The provider's sign-in service issues no access token just now. We try again; nothing to do."
@@ -310,6 +311,22 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "accepted": "The server accepted this.",
     }
 )
+
+
+BLAMES_TOKEN = "auth-oauth"  # noqa: S105
+BLAMES_PASSWORD = (
+    "auth",
+    "auth-app-password",
+    "auth-gmail",
+    "auth-microsoft",
+    "auth-microsoft-basic",
+    "auth-microsoft-imap",
+)
+
+
+def for_token(advice: str) -> str:
+    """What to say in place of `advice` where the login was one with an access token, and no password."""
+    return ADVICE[BLAMES_TOKEN] if advice in {ADVICE[key] for key in BLAMES_PASSWORD} else advice
 
 
 def advice_for(key: str) -> str:

@@ -5,9 +5,9 @@ done to the account is left to the services.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gobii_email.domain.advice import advice_for
+from gobii_email.domain.advice import BLAMES_PASSWORD, BLAMES_TOKEN, advice_for, for_token
 from gobii_email.domain.classification import read_loss, read_reply
 from gobii_email.domain.imap_replies import Refusal, category_of
 from gobii_email.domain.outcomes import Cause, Lost
@@ -59,9 +59,11 @@ class Finding:
     reading: Reading | None = None
 
 
-def of_reply(host: str, stage: Stage, reply: Reply) -> Finding:
-    """What a refusal by the SMTP server `host` means."""
+def of_reply(host: str, stage: Stage, reply: Reply, *, by_token: bool = False) -> Finding:
+    """What a refusal by the SMTP server `host` means; `by_token` where an access token was shown to it."""
     reading = read_reply(stage, reply)
+    if by_token:
+        reading = replace(reading, advice=for_token(reading.advice))
     advice = _in_a_test(reading.advice)
     if reading.category == "auth" and reading.advice == advice_for("auth"):
         advice = _with_provider(advice, host)
@@ -85,9 +87,11 @@ def of_wrong_security(protocol: str, speaks: str) -> Finding:
     return Finding(_of_protocol(f"speaks-{speaks}", protocol), True)
 
 
-def of_refusal(host: str, refusal: Refusal) -> Finding:
-    """What a refusal by the IMAP server `host` means."""
+def of_refusal(host: str, refusal: Refusal, *, by_token: bool = False) -> Finding:
+    """What a refusal by the IMAP server `host` means; `by_token` as for `of_reply`."""
     category = category_of(refusal, _provider_id(host))
+    if by_token and category in BLAMES_PASSWORD:
+        category = BLAMES_TOKEN
     advice = _in_a_test(_of_protocol(category, IMAP))
     if category == "auth":
         advice = _with_provider(advice, host)

@@ -5,9 +5,10 @@ single reply is left to classification, the writing down to services/settle.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from gobii_email.domain.advice import for_token
 from gobii_email.domain.classification import Reading, Verdict, read_loss, read_reply
 from gobii_email.domain.lifecycle import Move, RecipientStatus
 from gobii_email.domain.outcomes import Accepted, Lost, Outcome, Refused
@@ -55,12 +56,18 @@ class Judgement:
         return tuple(address for address, found in self.recipients.items() if found.status is status)
 
 
-def judge(outcome: Outcome, addresses: Sequence[str], *, unasked: Sequence[str] = ()) -> Judgement:
-    """Reads `outcome` for an attempt that was for `addresses`; `unasked` ones follow in another part."""
+def judge(
+    outcome: Outcome, addresses: Sequence[str], *, unasked: Sequence[str] = (), by_token: bool = False
+) -> Judgement:
+    """Reads `outcome` for an attempt that was for `addresses`; `unasked` ones follow in another part.
+
+    `by_token` says that the account signs in with an access token, so no password is to blame.
+    """
     singled_out = {
         address: (reply, read_reply(Stage.RCPT, reply)) for address, reply in outcome.refused.items()
     }
     reading, others = _for_the_rest(outcome)
+    reading = replace(reading, advice=for_token(reading.advice)) if by_token else reading
     recipients = dict.fromkeys(addresses, others)
     recipients |= dict.fromkeys(unasked, RecipientJudgement(RecipientStatus.DEFERRED))
     recipients |= {

@@ -146,7 +146,9 @@ def _note_late_answer(attempt: OutboundMessageAttempt, ending: Ending, now: date
 def _read(
     attempt: OutboundMessageAttempt, outcome: Outcome, provider: Provider | None, now: datetime
 ) -> Ending:
-    judgement = judge(outcome, attempt.addresses, unasked=_left_for_another_part(attempt))
+    account = hold.account_of(attempt)
+    by_token = account is not None and account.smtp_auth == account.AuthMode.OAUTH2
+    judgement = judge(outcome, attempt.addresses, unasked=_left_for_another_part(attempt), by_token=by_token)
     following = _following(attempt, judgement, provider, now)
     move = judgement.move
     if move is Move.ACCEPTED and provider is Provider.SIMULATION:

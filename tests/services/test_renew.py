@@ -288,8 +288,11 @@ def test_a_server_that_refuses_the_new_token_as_well_holds_the_account(
     account.refresh_from_db()
     assert account.state == AccountState.AUTH_NEEDED
     assert len(google.asked("/token")) == 1 and len(server.logins) == 2
+    assert "access token is not accepted" in account.state_reason and "password" not in account.state_reason
     message.refresh_from_db()
     assert message.latest_status == "queued"
+    tested = diagnose.test_smtp(account)
+    assert "access token is not accepted" in tested.advice and "password" not in tested.advice
 
 
 def test_a_withdrawn_grant_holds_the_account_and_fails_no_mail(
@@ -419,6 +422,9 @@ def test_a_test_of_reading_renews_the_token_first(
         account.imap_host, account.imap_port = "localhost", mailbox.port
         account.save()
         assert diagnose.test_imap(account).ok
+        mailbox.users = {}
+        assert "access token is not accepted" in diagnose.test_imap(account).advice
+        mailbox.logins.pop()
     assert [(user, is_right) for user, _, is_right in mailbox.logins] == [(ADDRESS, True)]
     assert mailbox.logins[0][1] in {"XOAUTH2", "OAUTHBEARER"}
 
