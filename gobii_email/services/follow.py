@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from django.db.models import Max
 
 from gobii_email.conf import config
+from gobii_email.domain.identifiers import new_id
 from gobii_email.domain.lifecycle import (
     OPEN,
     REACHED,
@@ -87,6 +88,7 @@ def queue_next(
     # A doubt that came back is about an attempt that others have followed already.
     last = OutboundMessageAttempt.objects.filter(message_id=attempt.message_id).aggregate(last=Max("number"))
     successor = OutboundMessageAttempt.objects.create(
+        id=new_id(now),
         message_id=attempt.message_id,
         number=last["last"] + 1,
         from_endpoint_id=attempt.from_endpoint_id,

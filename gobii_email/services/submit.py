@@ -29,6 +29,7 @@ from gobii_email.domain.composition import (
     new_message_id,
 )
 from gobii_email.domain.content import decode_escapes
+from gobii_email.domain.identifiers import new_id
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.lifecycle import MessageStatus, OnDoubt, Priority
 from gobii_email.domain.thread_headers import reply_headers
@@ -409,6 +410,7 @@ def _first_attempt(draft: Draft, now: datetime) -> OutboundMessageAttempt:
     start = max(draft.options.send_at or now, now)
     attempt = new_object(
         OutboundMessageAttempt,
+        id=new_id(now),
         message_id=draft.message.pk,
         number=1,
         from_endpoint_id=draft.message.from_endpoint_id,

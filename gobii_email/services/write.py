@@ -12,6 +12,7 @@ from django.utils import timezone
 from gobii_email.domain.addresses import normalise, one_line
 from gobii_email.domain.composition import EmailAttachmentPayload
 from gobii_email.domain.header_fields import check_headers
+from gobii_email.domain.identifiers import new_id
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.thread_headers import reply_headers
 from gobii_email.models import (
@@ -242,6 +243,7 @@ def _message(
     parent = new.in_reply_to if isinstance(new.in_reply_to, PersistentAgentMessage) else None
     message = new_object(
         PersistentAgentMessage,
+        id=new_id(now),
         timestamp=now,
         parent_id=None if parent is None else parent.pk,
         body=mail.body,
