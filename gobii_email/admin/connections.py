@@ -94,6 +94,7 @@ def shown(step: dict[str, Any]) -> dict[str, Any]:
     facts = {
         name.replace("_", " "): ", ".join(map(str, value)) if isinstance(value, list) else value
         for name, value in step.get("facts", {}).items()
+        if value not in ("", [], None)
     }
     status = step["status"]
     return step | {

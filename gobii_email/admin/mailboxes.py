@@ -9,7 +9,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import CharField, Exists, F, OuterRef, Q, QuerySet, Subquery, Value
+from django.db.models import CharField, Exists, OuterRef, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Cast, Concat
 from django.http import HttpRequest, HttpResponseBase
 from django.shortcuts import redirect
@@ -111,11 +111,15 @@ def hosts() -> QuerySet[MailHost]:
     return MailHost.objects.filter(name=Concat(OuterRef("smtp_host"), Value(":"), port))
 
 
+def _short(text: str) -> str:
+    """What a cell has room for; all of it when one points there."""
+    return format_html('<span title="{}">{}</span>', text, text[:60] + "…" if len(text) > 60 else text)
+
+
 @admin.register(AgentEmailAccount)
 class AccountAdmin(OwnPages):
     list_display = [
-        "address", "agent", "server", "is_outbound_enabled", "is_inbound_enabled", "state_now", "backoff",
-        "last_test",
+        "address", "agent", "server", "sends", "receives", "state_now", "last_test",
     ]  # fmt: skip
     list_filter = [
         StateFilter, HealthFilter, BackoffFilter, TestFilter, "is_outbound_enabled", "is_inbound_enabled",
@@ -151,23 +155,27 @@ class AccountAdmin(OwnPages):
         return str(account.endpoint.owner_agent)
 
     @admin.display(ordering="smtp_host")
-    def server(self, account: AgentEmailAccount) -> str:
-        return account.smtp_server_name if account.smtp_host else "–"
+    def server(self, account: Any) -> str:
+        if not account.smtp_host:
+            return "–"
+        until = account.host_backoff_until
+        return account.smtp_server_name + (f", left alone until {until:%Y-%m-%d %H:%M} UTC" if until else "")
+
+    @admin.display(boolean=True, ordering="is_outbound_enabled")
+    def sends(self, account: AgentEmailAccount) -> bool:
+        return account.is_outbound_enabled
+
+    @admin.display(boolean=True, ordering="is_inbound_enabled")
+    def receives(self, account: AgentEmailAccount) -> bool:
+        return account.is_inbound_enabled
 
     @admin.display(description="state", ordering="state")
     def state_now(self, account: AgentEmailAccount) -> str:
-        return state_text(account)
-
-    @admin.display(
-        description="server left alone until", ordering=F("host_backoff_until").desc(nulls_last=True)
-    )
-    def backoff(self, account: Any) -> datetime | str:
-        return account.host_backoff_until or "–"
+        return _short(state_text(account))
 
     @admin.display(description="Test SMTP", ordering="smtp_last_ok_at")
     def last_test(self, account: AgentEmailAccount) -> str:
-        text = test_result(account)
-        return format_html('<span title="{}">{}</span>', text, text[:80] + "…" if len(text) > 80 else text)
+        return _short(test_result(account))
 
     # Several at once
 
