@@ -7,13 +7,20 @@ tested, and who may see the result, is decided by the services.
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
-from gobii_email.adapters.certificate import read_certificate
 from gobii_email.adapters.dialer import Deadline, DialFailed, DialPolicy
 from gobii_email.adapters.imap_dialogue import ImapDeadlines, ImapDialogue
 from gobii_email.adapters.imap_session import Declined
-from gobii_email.adapters.probe import Act, Found, Missed, OnLine, OnStep, Target, encrypted, walk, warned
+from gobii_email.adapters.probe import (
+    Act,
+    Found,
+    Missed,
+    OnLine,
+    OnStep,
+    walk,
+    warned,
+)
+from gobii_email.adapters.probe_opening import Target, encrypted, opening
 from gobii_email.adapters.second_look import PATIENCE, SecondLook
 from gobii_email.adapters.wire import Broken
 from gobii_email.domain.advice import advice_for
@@ -56,17 +63,11 @@ class ImapProbe:
 
     def _plan(self) -> Iterator[tuple[str, Act]]:
         security = self._server.security
-        yield "policy", self._target.check_policy
-        yield "dns", self._target.look_up
-        yield "tcp", self._dial
-        if security is Security.SSL:
-            yield "tls", self._encrypt
-        if security is Security.NONE:
-            yield "tls", lambda: warned("not-encrypted", "The connection is not encrypted.")
+        yield from opening(self._target, security, self._dialogue)
         yield "greeting", self._read_greeting
         if security is Security.STARTTLS:
             yield "starttls", self._ask_for_tls
-            yield "tls", self._encrypt
+            yield "tls", lambda: encrypted(self._dialogue)
         yield "capabilities", self._read_capabilities
         yield "auth", self._log_in
         yield "list", self._list_folders
@@ -78,15 +79,6 @@ class ImapProbe:
         )
 
     # Steps
-
-    def _dial(self) -> Found:
-        self._dialogue.dial()
-        return Found(f"Connected on port {self._server.port}.")
-
-    def _encrypt(self) -> Found:
-        version = self._dialogue.encrypt()
-        sock: Any = self._dialogue.session.sock
-        return encrypted(version, sock.cipher()[0], read_certificate(sock.getpeercert(binary_form=True)))
 
     def _read_greeting(self) -> Found:
         said = safe_text(self._second_look.before_long(self._dialogue))

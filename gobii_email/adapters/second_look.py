@@ -12,7 +12,8 @@ from typing import Protocol
 
 from gobii_email.adapters.certificate import Certificate, fetch_unverified
 from gobii_email.adapters.dialer import Deadline
-from gobii_email.adapters.probe import Missed, certificate_missed, is_about_the_certificate
+from gobii_email.adapters.probe import Missed
+from gobii_email.adapters.probe_opening import certificate_missed, is_about_the_certificate
 from gobii_email.adapters.wire import Broken, Wire
 from gobii_email.domain.advice import advice_for
 from gobii_email.domain.findings import Finding, of_wrong_security

@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from typing import Any
 
-from gobii_email.adapters.certificate import read_certificate
 from gobii_email.adapters.dialer import Deadline, DialFailed, DialPolicy
 from gobii_email.adapters.probe import (
     SLOW_GREETING_SECONDS,
@@ -19,11 +17,10 @@ from gobii_email.adapters.probe import (
     Missed,
     OnLine,
     OnStep,
-    Target,
-    encrypted,
     walk,
     warned,
 )
+from gobii_email.adapters.probe_opening import Target, encrypted, opening
 from gobii_email.adapters.second_look import PATIENCE, SecondLook
 from gobii_email.adapters.smtp_dialogue import Deadlines, Dialogue
 from gobii_email.adapters.smtp_session import Denied, SmtpSession
@@ -73,18 +70,12 @@ class SmtpProbe:
 
     def _plan(self, sender: str, recipient: str | None) -> Iterator[tuple[str, Act]]:
         security = self._server.security
-        yield "policy", self._target.check_policy
-        yield "dns", self._target.look_up
-        yield "tcp", self._dial
-        if security is Security.SSL:
-            yield "tls", self._encrypt
-        if security is Security.NONE:
-            yield "tls", lambda: warned("not-encrypted", "The connection is not encrypted.")
+        yield from opening(self._target, security, self._dialogue)
         yield "banner", self._read_greeting
         yield "ehlo", self._introduce
         if security is Security.STARTTLS:
             yield "starttls", lambda: _said(self._dialogue.ask_for_tls())
-            yield "tls", self._encrypt
+            yield "tls", lambda: encrypted(self._dialogue)
             yield "ehlo_again", self._introduce_again
         yield "auth", self._log_in
         yield "mail", lambda: _said(self._dialogue.name_sender(sender))
@@ -106,15 +97,6 @@ class SmtpProbe:
         )
 
     # Steps
-
-    def _dial(self) -> Found:
-        self._dialogue.dial()
-        return Found(f"Connected on port {self._server.port}.")
-
-    def _encrypt(self) -> Found:
-        version = self._dialogue.encrypt()
-        sock: Any = self._dialogue.session.sock
-        return encrypted(version, sock.cipher()[0], read_certificate(sock.getpeercert(binary_form=True)))
 
     def _read_greeting(self) -> Found:
         began = time.monotonic()

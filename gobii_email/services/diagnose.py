@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from gobii_email import wiring
 from gobii_email.conf import config
+from gobii_email.domain.advice import BLAMES_TOKEN, advice_for
 from gobii_email.domain.classification import SIGN_IN_OVER, AccountState, Reading
 from gobii_email.domain.diagnosis import IMAP_STEPS, SMTP_STEPS, Diagnosis, Step, StepStatus
 from gobii_email.domain.findings import UNREACHABLE_NAME, Finding, oddities
@@ -28,7 +29,7 @@ from gobii_email.ports import Probe
 from gobii_email.services import hold
 from gobii_email.services.mail_itself import mail_itself
 from gobii_email.services.record import release_connection
-from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token
+from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token, renewed_token
 from gobii_email.services.tell import clock_time
 
 __all__ = [
@@ -43,6 +44,8 @@ __all__ = [
 SMTP, IMAP = ConnectionTest.Protocol.SMTP, ConnectionTest.Protocol.IMAP
 LONGEST = timedelta(minutes=3)
 """A test that has not ended by then was interrupted."""
+KEPT = timedelta(days=30)
+"""How long the tests of a mailbox are kept; the next one removes those that are older."""
 AT_ONCE = 8
 """Tests in the background of one process."""
 
@@ -147,6 +150,7 @@ def _begun(account: AgentEmailAccount, protocol: str, asked_by: str) -> Connecti
     """
     with transaction.atomic():
         found = AgentEmailAccount.objects.select_for_update().get(pk=account.pk)
+        ConnectionTest.objects.filter(account=found, started_at__lt=timezone.now() - KEPT).delete()
         if asked_by:
             _require_room(found, asked_by)
         return ConnectionTest.objects.create(
@@ -264,9 +268,9 @@ def _run(
         finding = Finding(began.advice, True)
         return _Result(Diagnosis(protocol, False, [began], began.text, began.advice), finding)
     try:
-        if getattr(account, f"{protocol}_auth") == account.AuthMode.OAUTH2:
-            access_token(account)
-        probe = _probed(account, protocol, until, note, on_line)
+        is_by_token = getattr(account, f"{protocol}_auth") == account.AuthMode.OAUTH2
+        probed = _probed_by_token if is_by_token else _probed
+        probe = probed(account, protocol, until, note, on_line)
     except SecretUnreadable as problem:
         advice = "Enter the password again, or sign in with the provider."
         return _without_secret(protocol, began, str(problem), Finding(advice, True))
@@ -280,6 +284,31 @@ def _run(
 def _without_secret(protocol: str, began: Step, text: str, finding: Finding) -> _Result:
     failed = replace(began, status=StepStatus.FAIL, text=text, advice=finding.advice)
     return _Result(Diagnosis(protocol, False, [failed], text, finding.advice), finding)
+
+
+def _probed_by_token(
+    account: AgentEmailAccount, protocol: str, until: str, note: OnStep, on_line: OnLine | None
+) -> Probe:
+    """As `_probed`, with a fresh access token; one that is refused is renewed once, as for mail."""
+    token = access_token(account)
+    told: set[str] = set()
+    withheld: list[Step] = []
+
+    def tell(step: Step) -> None:
+        if withheld or (step.id == "auth" and step.status is StepStatus.FAIL):
+            withheld.append(step)
+        elif step.id not in told:
+            told.add(step.id)
+            note(step)
+
+    probe = _probed(account, protocol, until, tell, on_line)
+    is_refused = probe.failure is not None and probe.failure.finding.advice == advice_for(BLAMES_TOKEN)
+    if is_refused and renewed_token(account, token) is not None:
+        withheld.clear()
+        probe = _probed(account, protocol, until, tell, on_line)
+    for step in withheld:
+        note(step)
+    return probe
 
 
 def _probed(

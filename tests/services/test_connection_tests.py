@@ -99,9 +99,7 @@ def test_who_tests_too_often_is_told_when_the_next_may_be(server: ScriptedSmtpSe
         lambda: test_smtp(other, asked_by="olga"),  # the person
         lambda: start_test(account, "smtp", "paul"),
     ):
-        with pytest.raises(
-            TooManyTests, match=said
-        ):
+        with pytest.raises(TooManyTests, match=said):
             attempt()
     assert server.connections == 0
     assert test_smtp(other, asked_by="paul", until="policy").ok
