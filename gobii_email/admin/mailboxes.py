@@ -118,9 +118,7 @@ def _short(text: str) -> str:
 
 @admin.register(AgentEmailAccount)
 class AccountAdmin(OwnPages):
-    list_display = [
-        "address", "agent", "server", "sends", "receives", "state_now", "last_test",
-    ]  # fmt: skip
+    list_display = ["address", "state_now", "last_test", "server", "sends", "receives", "agent"]
     list_filter = [
         StateFilter, HealthFilter, BackoffFilter, TestFilter, "is_outbound_enabled", "is_inbound_enabled",
     ]  # fmt: skip

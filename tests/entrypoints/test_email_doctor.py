@@ -1,6 +1,7 @@
 """`email_doctor`: each row finds its own illness, and nothing that hangs holds up the others."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from gobii_email import api
 from gobii_email.conf import config
 from gobii_email.encryption import new_key
 from gobii_email.management.commands.email_doctor import examined
-from gobii_email.management.examinations import installation, mailboxes, processes, storage
+from gobii_email.management.examinations import EXAMINATIONS, installation, mailboxes, processes, storage
 from gobii_email.management.examinations import redis as servers
 from gobii_email.management.examinations.row import Row
 from gobii_email.models import AgentEmailAccount, AgentEmailOAuthCredential, MailHost, OutboundMessageAttempt
@@ -242,6 +243,12 @@ def test_the_broker_of_its_own_address_is_asked_and_its_password_is_not_shown(st
         assert row.status == "fail"
         assert "127.0.0.1:1" in row.text
         assert PASSWORD not in str(row)
+
+
+def test_every_row_is_explained_to_operators():
+    explained = re.findall(r"^\| ([\w-]+) \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    names = [name for name, _ in EXAMINATIONS]
+    assert [name for name in explained if name in names] == names
 
 
 # What hangs or breaks
