@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from gobii_email import api, telemetry, wiring
 from gobii_email.adapters.redis_limiter import RedisLimiter
 from gobii_email.domain.classification import AccountState
+from gobii_email.domain.diagnosis import Step
 from gobii_email.domain.secret import Secret
 from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import (
@@ -401,6 +402,23 @@ def test_a_test_renews_the_token_first(
     assert diagnose.test_smtp(account).ok and [is_right for _, _, is_right in server.logins] == [True]
 
 
+def test_a_test_whose_token_is_refused_renews_it_and_tells_each_step_once(
+    account: AgentEmailAccount, google: LocalOAuthProvider, server: ScriptedSmtpServer
+) -> None:
+    google.expire()
+    told: list[Step] = []
+    found = diagnose.test_smtp(account, on_step=told.append)
+    assert found.ok and [is_right for _, _, is_right in server.logins] == [False, True]
+    names = [step.id for step in told]
+    assert len(names) == len(set(names)) and names == [step.id for step in found.steps]
+    assert not any(step.status == "fail" for step in told)
+    server.takes_token = lambda user, token: False
+    told.clear()
+    found = diagnose.test_smtp(account, on_step=told.append)
+    assert not found.ok and "access token is not accepted" in found.advice
+    assert [step.id for step in told] == [step.id for step in found.steps]
+
+
 class NewestToken(dict[str, str]):
     """What an IMAP server compares with: the access token that was issued last."""
 
@@ -424,8 +442,12 @@ def test_a_test_of_reading_renews_the_token_first(
         assert diagnose.test_imap(account).ok
         mailbox.users = {}
         assert "access token is not accepted" in diagnose.test_imap(account).advice
-        mailbox.logins.pop()
-    assert [(user, is_right) for user, _, is_right in mailbox.logins] == [(ADDRESS, True)]
+    # The refused one is renewed, and the new one is refused as well.
+    assert [(user, is_right) for user, _, is_right in mailbox.logins] == [
+        (ADDRESS, True),
+        (ADDRESS, False),
+        (ADDRESS, False),
+    ]
     assert mailbox.logins[0][1] in {"XOAUTH2", "OAUTHBEARER"}
 
 
