@@ -2,7 +2,9 @@
 
 Rows are copies, made by the server, of one mail that was submitted in the ordinary way. Then a dispatcher
 and a worker run as always; the server's own log says how long each of their statements took, and those
-are explained once more at the end. `python -m benchmarks.scale --help`.
+are explained once more at the end. Claims in the log take up to twenty mails or find none, so claims of
+twenty are timed by themselves as well: first with pages that are not in memory, then once more.
+`python -m benchmarks.scale --help`.
 """
 
 import argparse
@@ -27,6 +29,26 @@ _LOGGED = re.compile(
     r"^\[(worker|dispatcher) \d+\] LOG:  duration: ([\d.]+) ms  (?:statement|execute [^:]*): (.*(?:\n\t.*)*)",
     re.MULTILINE,
 )
+
+_CLAIM = """
+import json, time
+from datetime import timedelta
+from django.utils import timezone
+from gobii_email.models import OutboundMessageAttempt
+from gobii_email.models.queue import Claim, claim, release
+lanes = OutboundMessageAttempt.objects.order_by().values_list("from_endpoint", flat=True).distinct()
+lanes, found = list(lanes), {}
+for again in ("first", "again"):
+    found[again] = []
+    for lane in lanes:
+        now = timezone.now()
+        began = time.perf_counter()
+        rows = claim(Claim(lane, 20, "benchmark", now, now + timedelta(minutes=1)))
+        found[again].append(1000 * (time.perf_counter() - began))
+        assert len(rows) == 20, len(rows)
+        release(rows)
+print(json.dumps(found))
+"""
 
 
 def multiply(rig: Rig, rows: int, senders: list[str], sendable: int) -> None:
@@ -67,7 +89,11 @@ def multiply(rig: Rig, rows: int, senders: list[str], sendable: int) -> None:
 
 
 def _uuid(kind: str) -> str:
-    return f"md5('{kind}' || n)::uuid"
+    """In the order of their making, as the service's own."""
+    digits = f"md5('{kind}' || n)"
+    return (
+        f"('0190' || lpad(to_hex(n), 8, '0') || '7' || left({digits}, 3) || '8' || right({digits}, 15))::uuid"
+    )
 
 
 def _copy(rig: Rig, table: str, changed: Mapping[str, str | None], rows: int, senders: list[str]) -> None:
@@ -92,6 +118,7 @@ def measure(rows: int, *, accounts: int, mails: int, threads: int, seconds: floa
         # More than are waited for: workers take them several at a time.
         multiply(rig, rows, senders, sendable=3 * mails + 1000)
         print(f"{rows} rows made in {time.monotonic() - started:.0f} s", flush=True)
+        claims = json.loads(rig.stack.python(_CLAIM))
         start = len(rig.logged())
         rig.log_statements(False)
         rig.sql("ALTER SYSTEM SET log_min_duration_statement = 0")
@@ -108,6 +135,7 @@ def measure(rows: int, *, accounts: int, mails: int, threads: int, seconds: floa
             "rows": rows,
             "accepted": found["accepted"],
             "per_second": (found["accepted"] - 1) / span if span else 0.0,
+            "claims": {name: statistics.median(found) for name, found in claims.items()},
             "statements": took,
             "plans": {text: explain(rig, full) for text, full in texts.items() if _is_a_question(text)},
         }
@@ -156,6 +184,11 @@ def as_text(document: dict[str, Any], *, plans: bool) -> str:
         f"{found['rows']:>9} rows: {found['accepted']} mails at {found['per_second']:.0f}/s"
         for found in (small, large)
     ]
+    for name, text in (("first", "pages not in memory yet"), ("again", "once more")):
+        before, after = small["claims"][name], large["claims"][name]
+        lines.append(
+            f"a claim of twenty mails, {text}: {before:.1f} ms, {after:.1f} ms, {after / before:.1f} times"
+        )
     lines.append("median ms with few rows, with many, ratio, count")
     both = [name for name in large["statements"] if name in small["statements"]]
     for name in sorted(both, key=lambda name: -large["statements"][name]["median"]):
