@@ -11,6 +11,7 @@ from django.views.decorators.clickjacking import xframe_options_sameorigin
 from gobii_email.console import audit
 from gobii_email.console.access import page, require_right
 from gobii_email.console.forms import FilterForm, ReasonForm
+from gobii_email.domain.advice import ADVICE
 from gobii_email.domain.lifecycle import MessageStatus, Provider
 from gobii_email.models import FrozenMessage, OutboundMessageAttempt, PersistentAgentMessage
 from gobii_email.services import act, browse, preview
@@ -126,11 +127,11 @@ def _content(frozen: Any, view: str) -> dict[str, Any]:
 
 
 def _attempts(row: PersistentAgentMessage, report: DeliveryStatus) -> list[dict[str, Any]]:
-    """The attempts with how long each stage took."""
+    """The attempts with how long each stage took, and what to do about what was answered."""
     rows = OutboundMessageAttempt.objects.filter(message=row)
     facts = {str(found.pk): found for found in rows.only("stage_ms", "tls", "peer_address")}
     return [
-        {"report": told, "facts": facts[told.attempt_id]}
+        {"report": told, "facts": facts[told.attempt_id], "advice": ADVICE.get(told.error_code, "")}
         for told in report.attempts
         if told.attempt_id in facts
     ]

@@ -213,6 +213,15 @@ def test_the_frame_of_a_mail_may_only_stand_on_our_own_page(ada: Owner) -> None:
     assert f'sandbox="" src="{reverse("console:message_html", args=[message.pk])}"' in page
 
 
+def test_a_refusal_comes_with_what_to_do_about_it(ada: Owner) -> None:
+    message = ada.message()
+    OutboundMessageAttempt.objects.filter(message=message).update(
+        status="failed", due_at=None, error_code="policy/spam", error_message="554 Refused"
+    )
+    page = ada.client.get(reverse("console:message", args=[message.pk])).content.decode()
+    assert "Look at the text, the links and the sender&#x27;s SPF" in page
+
+
 # Lists
 
 
