@@ -1,0 +1,376 @@
+"""What a received mail says about a mail that was sent before: a report, a complaint, an automatic answer,
+or nothing.
+
+Never raises, whatever the bytes, and believes nothing: a reading is what the mail claims, with where that
+was read and how sure the reading is. Whether it names a mail that was really sent, to somebody it really
+went to, is for the reader to check first.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from gobii_email.domain import bounce_prose, dsn
+from gobii_email.domain.automated_mail import (
+    has_autoreply_subject,
+    has_null_return_path,
+    is_autoreply,
+)
+from gobii_email.domain.bounce_prose import Prose, split_prose
+from gobii_email.domain.dsn import Action, Evidence, OriginalMail, ReturnedRecipient, Source, Sureness
+from gobii_email.domain.inbound_mail import InboundMail, Part, read_fields, read_inbound
+from gobii_email.domain.plaintext import html_to_plaintext
+
+_MAX_PROSE_OCTETS = 128 * 1024
+_MAX_HTML_OCTETS = 64 * 1024
+_MAX_REPORT_OCTETS = 512 * 1024
+_STATUS_TYPES = ("message/delivery-status", "message/global-delivery-status", "message/delivery_status")
+_COPY_BEGINS = (
+    "received:", "return-path:", "message-id:", "from:", "to:", "subject:", "date:", "mime-version:", "x-",
+    "dkim-signature:", "reply-to:", "delivered-to:",
+)  # fmt: skip
+_MAX_COPY_LINES = 2_000
+_COMPLAINT_SENDERS = ("staff@hotmail.com", "staff@outlook.com")
+
+
+class Kind(StrEnum):
+    FAILED = "dsn-failed"
+    DELAYED = "dsn-delayed"
+    DELIVERED = "dsn-delivered"
+    COMPLAINT = "arf"
+    AUTOREPLY = "autoreply"
+    ORDINARY = "ordinary"
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The reading of one mail. Texts are "" where the mail is silent; ids have their angle brackets.
+
+    `attempt_id` is our X-Gobii-Message-ID in the returned header, `envelope_id` what we gave as ENVID,
+    `microsoft_message_id` our Message-ID where Exchange has put one of its own in its place. `evidence` says,
+    for "kind" and each id that was found, where it was read and how sure that is; recipients carry their own.
+    `problems` are sentences about what was not read because it broke a limit.
+    """
+
+    kind: Kind
+    recipients: tuple[ReturnedRecipient, ...] = ()
+    original_message_id: str = ""
+    attempt_id: str = ""
+    envelope_id: str = ""
+    microsoft_message_id: str = ""
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+    @property
+    def is_report(self) -> bool:
+        """Whether it says what became of a mail, so that there is nobody to answer."""
+        return self.kind not in (Kind.AUTOREPLY, Kind.ORDINARY)
+
+    def as_document(self) -> dict[str, Any]:
+        return {
+            "kind": str(self.kind),
+            "recipients": [_recipient_document(recipient) for recipient in self.recipients],
+            "original_message_id": self.original_message_id or None,
+            "attempt_id": self.attempt_id or None,
+            "envelope_id": self.envelope_id or None,
+            "microsoft_message_id": self.microsoft_message_id or None,
+            "evidence": {name: _evidence_text(evidence) for name, evidence in self.evidence.items()},
+            "problems": list(self.problems),
+        }
+
+
+def read_mail(raw: bytes) -> Returned:
+    """The reading of a whole message as received."""
+    return read_parts(read_inbound(raw))
+
+
+def read_parts(mail: InboundMail) -> Returned:
+    """The reading of a message that has been taken apart already."""
+    return replace(_Letter(mail).read(), problems=mail.problems)
+
+
+class _Letter:
+    """One mail, and what several readings of it need to know."""
+
+    def __init__(self, mail: InboundMail) -> None:
+        self.fields = mail.fields
+        self.parts = list(mail.root.walk(into_messages=False))
+        self.is_multipart_report = mail.root.content_type == "multipart/report"
+        self.subject = self.fields.get("subject")
+        self.is_daemon = bounce_prose.is_daemon(self.fields.get("from"))
+        self.is_report_subject = bounce_prose.is_report_subject(self.subject)
+        self.failed = tuple(
+            dsn.addresses_in(" , ".join(self.fields.all("x-failed-recipients")))[: dsn.MAX_RECIPIENTS]
+        )
+
+    def read(self) -> Returned:
+        """The first reading that fits; those for machines come before those for people."""
+        return (
+            self._complaint()
+            or self._status_report()
+            or self._notification()
+            or self._automatic_answer()
+            or self._prose_report()
+            or self._probable_answer()
+            or self._receipt()
+            or Returned(Kind.ORDINARY)
+        )
+
+    def _complaint(self) -> Returned | None:
+        report = self._first("message/feedback-report")
+        copy = self._copy()
+        if report is not None:
+            feedback = dsn.read_feedback(report.text(max_octets=_MAX_REPORT_OCTETS))
+            recipients = feedback.recipients or _complainers(copy)
+            return self._returned(Kind.COMPLAINT, recipients, copy, Source.FEEDBACK)
+        is_known_sender = not {*_COMPLAINT_SENDERS}.isdisjoint(
+            dsn.addresses_in(self.fields.raw("from").lower())
+        )
+        if is_known_sender and self.subject.lower().startswith("complaint about"):
+            return self._returned(Kind.COMPLAINT, _complainers(copy), copy, Source.HEADER, Sureness.LIKELY)
+        return None
+
+    def _status_report(self) -> Returned | None:
+        if not (self.is_multipart_report or self._is_from_a_program()):
+            return None
+        for part in self.parts:
+            if part.content_type in _STATUS_TYPES:
+                report = dsn.read_delivery_status(part.text(max_octets=_MAX_REPORT_OCTETS))
+                if report.recipients:
+                    return self._from_report(report, self._copy(), Sureness.SURE)
+        return None
+
+    def _from_report(self, report: dsn.DeliveryReport, copy: OriginalMail, sureness: Sureness) -> Returned:
+        if not copy.message_id and report.original_message_id:
+            copy = replace(copy, message_id=dsn.message_id_in(report.original_message_id))
+        kind = _kind_of(report.recipients)
+        returned = self._returned(kind, report.recipients, copy, Source.REPORT, sureness)
+        if not report.envelope_id:
+            return returned
+        evidence = {**returned.evidence, "envelope_id": Evidence(Source.REPORT, sureness)}
+        return replace(returned, envelope_id=report.envelope_id, evidence=evidence)
+
+    def _notification(self) -> Returned | None:
+        """Amazon SES tells of bounces and complaints in JSON, which topics forward as mail."""
+        text = self._text("text/plain", _MAX_PROSE_OCTETS).strip()
+        document = _json_object(text) if text.startswith("{") else {}
+        document = _json_object(document.get("Message")) or document
+        name = str(document.get("notificationType") or document.get("eventType") or "").lower()
+        recipients = tuple(_notified(document, name))
+        if not recipients:
+            return None
+        mail = document.get("mail")
+        headers = mail.get("commonHeaders") if isinstance(mail, dict) else None
+        message_id = headers.get("messageId") if isinstance(headers, dict) else None
+        copy = OriginalMail(message_id=dsn.message_id_in(message_id) if isinstance(message_id, str) else "")
+        kind = Kind.COMPLAINT if name == "complaint" else _kind_of(recipients)
+        return self._returned(kind, recipients, copy, Source.NOTIFICATION, Sureness.LIKELY)
+
+    def _automatic_answer(self) -> Returned | None:
+        is_servers = self.failed or self.is_daemon or self.is_report_subject or self.is_multipart_report
+        return self._answer(Sureness.SURE) if is_autoreply(self.fields) and not is_servers else None
+
+    def _probable_answer(self) -> Returned | None:
+        return self._answer(Sureness.WEAK) if has_autoreply_subject(self.fields) else None
+
+    def _answer(self, sureness: Sureness) -> Returned:
+        return self._returned(Kind.AUTOREPLY, (), OriginalMail(), Source.HEADER, sureness)
+
+    def _prose_report(self) -> Returned | None:
+        if not (self.failed or self._is_from_a_program()) or has_autoreply_subject(self.fields):
+            return None
+        for content_type, max_octets in (("text/plain", _MAX_PROSE_OCTETS), ("text/html", _MAX_HTML_OCTETS)):
+            text = self._text(content_type, max_octets)
+            found = self._written_out(text) or self._told(split_prose(text))
+            if found:
+                return found
+        return self._without_recipients()
+
+    def _written_out(self, text: str) -> Returned | None:
+        """The fields of a delivery status that stand in the text, where a damaged mail has lost its parts."""
+        at = min(
+            (
+                found
+                for name in ("final-recipient:", "original-recipient:")
+                if (found := text.lower().find(name)) >= 0
+            ),
+            default=-1,
+        )
+        if at < 0:
+            return None
+        report = dsn.read_delivery_status(text[at:])
+        return self._from_report(report, _copied(text[at:]), Sureness.LIKELY) if report.recipients else None
+
+    def _told(self, prose: Prose) -> Returned | None:
+        if not (self.failed or self.is_report_subject or prose.says_failure):
+            return None
+        recipients = bounce_prose.recipients_in(
+            prose, subject=self.subject, named=self.failed, strangers=self._strangers()
+        )
+        if not recipients:
+            return None
+        copy = self._copy_or(prose)
+        return self._returned(_kind_of(recipients), recipients, copy, Source.PROSE, Sureness.LIKELY)
+
+    def _without_recipients(self) -> Returned | None:
+        """A report that names nobody is about whom the returned mail was sent to, if that was one."""
+        prose = split_prose(self._text("text/plain", _MAX_PROSE_OCTETS))
+        is_certain = self.is_daemon and (self.is_report_subject or prose.says_failure)
+        if not is_certain:
+            return None
+        copy = self._copy_or(prose)
+        addressed = Prose((*prose.lines, *(f"To: {address}" for address in copy.recipients[:1])))
+        recipients = bounce_prose.recipients_in(addressed, subject=self.subject)
+        kind = _kind_of(recipients) if recipients else Kind.FAILED
+        return self._returned(kind, recipients, copy, Source.PROSE, Sureness.WEAK)
+
+    def _receipt(self) -> Returned | None:
+        """What a person's program says of a mail that it showed or threw away (RFC 8098)."""
+        part = self._first("message/disposition-notification")
+        if part is None:
+            return None
+        fields = read_fields(part.text(max_octets=_MAX_REPORT_OCTETS).lstrip().encode())
+        copy = OriginalMail(message_id=dsn.message_id_in(fields.raw("original-message-id")))
+        return self._returned(Kind.ORDINARY, (), copy, Source.REPORT)
+
+    def _is_from_a_program(self) -> bool:
+        return self.is_daemon or self.is_report_subject or has_null_return_path(self.fields)
+
+    def _first(self, content_type: str) -> Part | None:
+        return next((part for part in self.parts if part.content_type == content_type), None)
+
+    def _text(self, content_type: str, max_octets: int) -> str:
+        texts = [
+            part.text(max_octets=max_octets)
+            for part in self.parts
+            if part.content_type == content_type and not part.is_attachment
+        ]
+        text = "\n".join(texts[:20])[:max_octets]
+        return html_to_plaintext(text) if content_type == "text/html" else text
+
+    def _copy(self) -> OriginalMail:
+        part = next((part for part in self.parts if part.is_message), None)
+        return dsn.read_copy(part.embedded_fields()) if part else OriginalMail()
+
+    def _copy_or(self, prose: Prose) -> OriginalMail:
+        copy = self._copy()
+        return copy if copy.message_id or copy.attempt_id or copy.recipients else _copied(prose.copy)
+
+    def _strangers(self) -> frozenset[str]:
+        names = ("from", "to", "reply-to", "delivered-to", "x-original-to", "envelope-to")
+        return frozenset(
+            address.lower() for name in names for address in dsn.addresses_in(self.fields.raw(name)[:4_000])
+        )
+
+    def _returned(
+        self,
+        kind: Kind,
+        recipients: Sequence[ReturnedRecipient],
+        copy: OriginalMail,
+        source: Source,
+        sureness: Sureness = Sureness.SURE,
+    ) -> Returned:
+        answered = "" if copy.message_id else self._answered()
+        likely = sureness if kind is Kind.AUTOREPLY else Sureness.LIKELY
+        evidence = {
+            "kind": Evidence(source, sureness),
+            "original_message_id": Evidence(Source.HEADER, likely)
+            if answered
+            else Evidence(Source.COPY, sureness),
+            "attempt_id": Evidence(Source.COPY, sureness),
+            "microsoft_message_id": Evidence(Source.COPY, sureness),
+        }
+        returned = Returned(
+            kind,
+            tuple(recipients),
+            original_message_id=copy.message_id or answered,
+            attempt_id=copy.attempt_id,
+            microsoft_message_id=copy.microsoft_message_id,
+        )
+        return replace(
+            returned, evidence={name: value for name, value in evidence.items() if getattr(returned, name)}
+        )
+
+    def _answered(self) -> str:
+        """The message that this one answers, by its own header."""
+        answered = dsn.message_id_in(self.fields.raw("in-reply-to"))
+        return answered or dsn.message_id_in("<" + self.fields.raw("references").rpartition("<")[2])
+
+
+def _kind_of(recipients: Sequence[ReturnedRecipient]) -> Kind:
+    actions = {recipient.action for recipient in recipients}
+    if Action.FAILED in actions:
+        return Kind.FAILED
+    return Kind.DELAYED if Action.DELAYED in actions else Kind.DELIVERED
+
+
+def _complainers(copy: OriginalMail) -> tuple[ReturnedRecipient, ...]:
+    return tuple(dsn.complained(address, Source.COPY, Sureness.LIKELY) for address in copy.recipients)
+
+
+def _copied(text: str) -> OriginalMail:
+    """The ids of a returned mail that stands in the text, be it indented or quoted."""
+    lines = text.splitlines()[:_MAX_COPY_LINES]
+    first = next(
+        (n for n, line in enumerate(lines) if line.lstrip(" \t>").lower().startswith(_COPY_BEGINS)), None
+    )
+    if first is None:
+        return OriginalMail()
+    indent = len(lines[first]) - len(lines[first].lstrip(" \t>"))
+    block = "\n".join(line[indent:] if not line[:indent].strip(" \t>") else line for line in lines[first:])
+    return dsn.read_copy(read_fields(block.encode("utf-8", "replace")))
+
+
+def _json_object(text: object) -> dict[str, Any]:
+    try:
+        document = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _notified(document: Mapping[str, Any], name: str) -> Iterator[ReturnedRecipient]:
+    details = document.get(name)
+    if not isinstance(details, dict):
+        return
+    evidence = Evidence(Source.NOTIFICATION, Sureness.LIKELY)
+    listed = details.get(
+        {"bounce": "bouncedRecipients", "complaint": "complainedRecipients"}.get(name, "recipients")
+    )
+    for entry in (listed if isinstance(listed, list) else [])[: dsn.MAX_RECIPIENTS]:
+        facts = entry if isinstance(entry, dict) else {"emailAddress": entry}
+        address = dsn.clean_address(str(facts.get("emailAddress", "")))
+        if not address:
+            continue
+        if name == "complaint":
+            yield dsn.complained(address, Source.NOTIFICATION, Sureness.LIKELY)
+            continue
+        lines = "\n".join(
+            f"{key}: {' '.join(str(value).split())}"
+            for key, value in (
+                ("Final-Recipient", f"rfc822; {address}"),
+                ("Action", facts.get("action") or ("failed" if name == "bounce" else "delivered")),
+                ("Status", facts.get("status", "")),
+                ("Diagnostic-Code", facts.get("diagnosticCode", "")),
+            )
+        )
+        for recipient in dsn.read_delivery_status(lines).recipients:
+            yield replace(recipient, evidence=evidence)
+
+
+def _recipient_document(recipient: ReturnedRecipient) -> dict[str, Any]:
+    return {
+        "address": recipient.address,
+        "action": str(recipient.action),
+        "status": recipient.status or None,
+        "original": recipient.original or None,
+        "diagnostic": recipient.diagnostic,
+        "evidence": _evidence_text(recipient.evidence),
+        "is_status_written": recipient.is_status_written,
+    }
+
+
+def _evidence_text(evidence: Evidence) -> str:
+    return f"{evidence.source}, {evidence.sureness}"
