@@ -61,7 +61,7 @@ class MailboxAct:
     question: str
     do: Callable[[AgentEmailAccount, Mapping[str, Any], str], Done]
     form: type[forms.Form] = NothingAsked
-    most: int | None = None
+    most: int = 500  # of several at once: each is a field of the page that asks
 
 
 def _test(protocol: str) -> Callable[[AgentEmailAccount, Mapping[str, Any], str], Done]:

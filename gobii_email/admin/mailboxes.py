@@ -198,9 +198,9 @@ class AccountAdmin(OwnPages):
         return self._act_on(request, ACTS["clear_backoff"], queryset)
 
     def _act_on(self, request: HttpRequest, act: MailboxAct, queryset: QuerySet[Any]) -> HttpResponseBase:
-        accounts = list(queryset.select_related("endpoint"))
+        accounts = list(queryset.select_related("endpoint")[: act.most + 1])
         back = redirect(request.get_full_path())
-        if act.most is not None and len(accounts) > act.most:
+        if len(accounts) > act.most:
             messages.error(request, f"{act.button} takes up to {act.most} mailboxes at once; select fewer.")
             return back
         is_confirmed = "confirmed" in request.POST

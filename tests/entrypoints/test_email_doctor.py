@@ -322,11 +322,12 @@ def test_an_sqlite_that_forgets_what_it_confirmed_is_a_warning():
 
 
 @pytest.mark.django_db
-def test_mail_that_nobody_looked_at_points_to_the_dispatcher(settings, monkeypatch):
+@pytest.mark.parametrize("status", ["queued", "sending", "in_doubt"])
+def test_mail_that_nobody_looked_at_points_to_the_dispatcher(settings, monkeypatch, status):
     settings.GOBII_BROKER_URL = "memory://"
     api.send_agent_email(from_endpoint=an_endpoint(), to="bob@example.com", subject="Tea", body="At five?")
     assert processes.queue().status == "ok"
-    OutboundMessageAttempt.objects.update(due_at=ago(minutes=2))
+    OutboundMessageAttempt.objects.update(due_at=ago(minutes=2), status=status)
     row = processes.dispatcher()
     assert (row.status, "email_dispatcher" in row.hint) == ("fail", True)
     monkeypatch.setattr(attend, "dispatchers", lambda: {"host:17": (attend.VERSIONS, timezone.now())})

@@ -1,6 +1,6 @@
 """The processes that move mail: who answers, who was seen lately, what they run, and what is left lying."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -87,7 +87,7 @@ def dispatcher() -> Row:
     """Whether somebody looks at what is due: every such row is moved on within a round."""
     now = timezone.now()
     at_work = _dispatchers_at_work()
-    oldest = OutboundMessageAttempt.objects.aggregate(oldest=Min("due_at"))["oldest"]
+    oldest = min(_oldest_due(), default=None)
     if oldest is not None and oldest <= now - OVERDUE:
         text = f"mail is due since {clock_time(oldest, now)} and nobody looked at it"
         if at_work:
@@ -98,6 +98,14 @@ def dispatcher() -> Row:
         hint = "Start `manage.py email_dispatcher`: without one, mail that had to wait stays where it is."
         return Row("dispatcher", WARN, f"none was seen in the last minute{_last_seen(now)}", hint)
     return Row("dispatcher", OK, f"{', '.join(sorted(at_work))}; nothing is overdue")
+
+
+def _oldest_due() -> Iterator[datetime]:
+    """Of each half that has an index of its own; what is over has no time, and is by far the most."""
+    for statuses in ([AttemptStatus.QUEUED], [AttemptStatus.SENDING, AttemptStatus.IN_DOUBT]):
+        found = OutboundMessageAttempt.objects.filter(status__in=statuses).aggregate(oldest=Min("due_at"))
+        if found["oldest"] is not None:
+            yield found["oldest"]
 
 
 def _last_seen(now: datetime) -> str:
