@@ -545,7 +545,11 @@ def test_trust_anchors_that_are_not_there_are_found(monkeypatch, tmp_path):
     assert "1 of them from SSL_CERT_FILE" in installation.trust().text
     monkeypatch.setenv("SSL_CERT_FILE", str(expired_authority(tmp_path)))
     row = installation.trust()
-    assert (row.status, "1 of the 1 authorities" in row.text) == ("warn", True)
+    assert (row.status, "every authority" in row.text) == ("warn", True)
+    both = tmp_path / "both.pem"
+    both.write_bytes(made.ca_file.read_bytes() + (tmp_path / "expired.pem").read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(both))
+    assert installation.trust().status == "ok", "an old one beside its successor is ordinary"
     (tmp_path / "empty.pem").write_text("nothing")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "empty.pem"))
     assert installation.trust().status == "fail"

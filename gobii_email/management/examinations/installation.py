@@ -93,8 +93,8 @@ def trust() -> Row:
         text = "there are no certificate authorities: no mail server can be verified"
         return Row("trust", FAIL, text, hint)
     text = f"{count} authorities" if count else f"the authorities in {directory}"
-    if expired:
-        text = f"{expired} of the {added} authorities in SSL_CERT_FILE are past their time"
+    if added and expired == added:
+        text = f"every authority in SSL_CERT_FILE is past its time ({added})"
         return Row("trust", WARN, text, "Replace them: what they have signed is not trusted any more.")
     return Row("trust", OK, f"{text}, {added} of them from SSL_CERT_FILE" if extra else text)
 

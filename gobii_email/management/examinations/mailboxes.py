@@ -148,7 +148,8 @@ def _addresses(rows: QuerySet[AgentEmailAccount]) -> Sequence[str]:
 def _told(facts: Mapping[str, int], waiting: Mapping[str, Sequence[str]]) -> Row:
     parts = [f"{count} {what}" for what, count in facts.items() if count or what == "send"]
     parts += [f"{len(found)} {what} ({named(found)})" for what, found in waiting.items() if found]
+    text = f"mailboxes: {', '.join(parts)}"
     if any(waiting.values()):
         hint = "See why: `email_account show ADDRESS`; then `email_account test ADDRESS`."
-        return Row("accounts", WARN, ", ".join(parts), hint)
-    return Row("accounts", OK, ", ".join(parts))
+        return Row("accounts", WARN, text, hint)
+    return Row("accounts", OK, text)
