@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import CharField, Count, Exists, Func, Min, OuterRef, Q, Value
+from django.db.models import CharField, Count, Exists, Func, IntegerField, Min, OuterRef, Q, Value
 from django.db.models.functions import Cast, Concat
 
 from gobii_email.domain.classification import AccountState, Scope
@@ -76,38 +76,42 @@ class Overview:
 
 
 def overview(whose: Whose, now: datetime) -> Overview:
-    """In three statements; each reads an index, and the rows of one day at most."""
+    """In three statements; each reads an index, and the rows of the day at most."""
     waiting = (
         whose.attempts()
         .filter(status=AttemptStatus.QUEUED)
         .order_by()
         .aggregate(count=Count("pk"), oldest=Min("queued_at", filter=Q(not_before__lte=now)))
     )
-    return Overview(waiting["count"], waiting["oldest"], _hours(whose, now), _avoidable_failures(whose, now))
+    hours = _hours(whose, now)
+    has_failed = any(hour.failed for hour in hours)
+    avoidable = _avoidable_failures(whose, now) if has_failed else 0
+    return Overview(waiting["count"], waiting["oldest"], hours, avoidable)
 
 
 class _HourOf(Func):
-    """The hour of a moment as text `YYYY-MM-DD HH`, in UTC, by the database alone."""
+    """The hour of a moment, in hours since 1970, by the database alone."""
 
-    template = "to_char(%(expressions)s AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24')"
-    output_field = CharField()
+    template = "floor(date_part('epoch', %(expressions)s) / 3600)::integer"
+    output_field = IntegerField()
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        # Stored as text in UTC there; Django's own truncation would call back into Python for each row.
-        return self.as_sql(compiler, connection, template="substr(%(expressions)s, 1, 13)", **context)
+        # Django's own truncation would call back into Python for each row.
+        template = "(CAST(strftime('%%%%s', %(expressions)s) AS INTEGER) / 3600)"
+        return self.as_sql(compiler, connection, template=template, **context)
 
 
 def _hours(whose: Whose, now: datetime) -> Sequence[Hour]:
     first = now.replace(minute=0, second=0, microsecond=0) - DAY + HOUR
     rows = whose.messages().filter(timestamp__gte=first).order_by()
     counted = rows.values("latest_status", hour=_HourOf("timestamp")).annotate(count=Count("pk"))
-    found: dict[str, dict[str, int]] = {}
+    found: dict[int, dict[str, int]] = {}
     for row in counted:
         of_hour = found.setdefault(row["hour"], {})
         kind = _kind(MessageStatus(row["latest_status"]))
         of_hour[kind] = of_hour.get(kind, 0) + row["count"]
     starts = [first + n * HOUR for n in range(24)]
-    return [Hour(start, **found.get(f"{start:%Y-%m-%d %H}", {})) for start in starts]
+    return [Hour(start, **found.get(int(start.timestamp()) // 3600, {})) for start in starts]
 
 
 def _kind(status: MessageStatus) -> str:

@@ -38,10 +38,15 @@ def chromium() -> Iterator[Any]:
 
 
 class Visitor:
-    """Somebody at a browser; `complaints` is what the browser held against our pages."""
+    """Somebody at a browser; `complaints` is what the browser held against our pages.
 
-    def __init__(self, chromium: Any, url: str, owner: Owner | None, **options: Any) -> None:
-        self.url = url
+    Nothing is asked for anywhere else but at `leads_to`, where one is given.
+    """
+
+    def __init__(
+        self, chromium: Any, url: str, owner: Owner | None, *, leads_to: str = "", **options: Any
+    ) -> None:
+        self._known = tuple(filter(None, (url, "data:", leads_to)))
         self.complaints: list[str] = []
         self._context = chromium.new_context(base_url=url, **options)
         self._context.set_default_timeout(SECONDS * 1000)
@@ -60,7 +65,7 @@ class Visitor:
             self.complaints.append(text)
 
     def _watch(self, request: Any) -> None:
-        if not request.url.startswith((self.url, "data:")):
+        if not request.url.startswith(self._known):
             self.complaints.append(f"asked for {request.url}")
 
     def see(self, path: str) -> Any:

@@ -17,8 +17,10 @@ from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
+from gobii_email.services import diagnose
 from gobii_email.services.deliver import deliver
 from gobii_email.testing.dns_server import StubDnsServer
+from gobii_email.testing.oauth_server import LocalOAuthProvider
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 from tests.browser.conftest import Arrive
 from tests.conftest import PASSWORD, connect
@@ -119,7 +121,7 @@ def test_the_keyboard_keeps_its_place_when_a_part_is_replaced(
     page = visitor.see(reverse("console:overview"))
     page.get_by_role("link", name="waiting").focus()
     mail_from(mailbox)
-    page.clock.fast_forward(11_000)
+    page.clock.fast_forward(16_000)
     page.get_by_role("link", name="1 waiting").wait_for()
     assert page.evaluate("document.activeElement.textContent").split() == ["1", "waiting"]
 
@@ -187,6 +189,25 @@ def test_a_mailbox_is_added_and_sends(
     work(message)
     standing(visitor.see(reverse("console:message", args=[message.pk])), "sent")
     assert len(smtp_server.wait_for(1)) == 1
+
+
+def test_a_mailbox_is_connected_by_signing_in_with_its_provider(
+    arrive: Arrive, ada: Owner, settings: Any, live_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        diagnose, "start_test", lambda *_: None
+    )  # the provider's real servers are not ours to dial
+    settings.PUBLIC_URL = live_server.url
+    with LocalOAuthProvider(person={"email": "ada@gmail.com", "email_verified": True, "sub": "1"}) as google:
+        for name, value in google.settings("google").items():
+            setattr(settings, name, value)
+        visitor = arrive(ada, leads_to=google.url)
+        page = visitor.see(f"/console/accounts/add/found/?address=ada%40gmail.com&agent={ada.agent.pk}&name=")
+        page.get_by_role("button", name="Sign in with Google").click()
+        page.get_by_text("Connected with Google").wait_for()
+        page.get_by_role("button", name="Disconnect").click()
+        page.get_by_text("The mailbox is disconnected").first.wait_for()
+        assert len(google.revoked) == 1
 
 
 def test_signing_in_takes_a_keyboard_alone(arrive: Arrive, ada: Owner) -> None:
