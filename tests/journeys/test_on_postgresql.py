@@ -12,7 +12,7 @@ from gobii_email.testing.processes import ServerUnavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 WITH_ROWS = ["tests/models", "tests/services", "tests/entrypoints/test_admin.py",
-             "tests/entrypoints/test_admin_lists.py", "tests/entrypoints/test_admin_mailboxes.py",
+             "tests/entrypoints/test_admin_lists.py",
              "tests/entrypoints/test_postmark_webhook.py"]  # fmt: skip
 
 
