@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any, Protocol
 
 from gobii_email.adapters.certificate import Certificate, days_left, read_certificate
@@ -97,7 +98,10 @@ def opening(target: Target, security: Security, dialogue: Dialled) -> Iterator[t
 
 def _connected(dialogue: Dialled, port: int) -> Found:
     dialogue.dial()
-    return Found(f"Connected on port {port}.")
+    sock: Any = dialogue.session.sock
+    address = ip_address(sock.getpeername()[0])
+    facts = {"address": str(address), "family": f"IPv{address.version}"} if is_public(address) else {}
+    return Found(f"Connected on port {port}.", facts)
 
 
 def encrypted(dialogue: Dialled) -> Found:

@@ -59,11 +59,13 @@ class SecondLook:
 
     def before_long(self, dialogue: Connection) -> str:
         """The greeting of `dialogue`; while a server keeps silent, whether it awaits TLS is looked at."""
+        if self.security is Security.SSL:
+            return dialogue.read_greeting()
         dialogue.be_done_within(Deadline(BRIEF, within=self.within))
         try:
             return dialogue.read_greeting()
         except Broken as ended:
-            if ended.cause is not Cause.TIMEOUT or self.security is Security.SSL or self._speaks_tls():
+            if ended.cause is not Cause.TIMEOUT or self._speaks_tls():
                 raise
         finally:
             dialogue.be_done_within(self.within)

@@ -44,6 +44,17 @@ _OF_A_CAUSE = {
     Cause.REPLY_TOO_LARGE: "flood",
     Cause.PORT_NOT_ALLOWED: "port-not-allowed",
 }
+_PROMISES = {
+    " We look again every hour.": "",
+    " We try again": " Test again later",
+    " We wait and go on by ourselves.": " Test again in a few minutes.",
+    " We wait before the next one.": " Test again in a few minutes.",
+    " We use fewer and go on by ourselves.": " Test again in a few minutes.",
+    " We pause this account and go on by ourselves when the limit allows it; nothing needs to be done.": (
+        " Test again when the limit allows it."
+    ),
+    " We do.": " Test again in a few minutes.",
+}
 _MICROSOFT = {"microsoft365", "outlook"}
 
 
@@ -151,4 +162,6 @@ def _is_lasting(reading: Reading) -> bool:
 
 def _in_a_test(advice: str) -> str:
     """Without what only mail does by itself: nobody repeats a test."""
-    return advice.replace(" We try again.", " Test again later.").replace(" We look again every hour.", "")
+    for promise, instead in _PROMISES.items():
+        advice = advice.replace(promise, instead)
+    return advice

@@ -349,6 +349,9 @@ def _settings_step(account: AgentEmailAccount, protocol: str) -> Step:
         getattr(account, f"{protocol}_{name}") for name in ("host", "port", "security", "auth")
     )
     facts = {"host": host, "port": port, "security": security, "auth": auth}
+    credential = getattr(account, "oauth_credential", None)
+    if auth == account.AuthMode.OAUTH2 and credential is not None and credential.expires_at is not None:
+        facts["token_expires_at"] = credential.expires_at.isoformat()
     odd = oddities(protocol, host, port, security, auth)
     text = f"{host}, port {port}, {security}."
     status = StepStatus.WARN if odd else StepStatus.OK

@@ -115,12 +115,20 @@ def test_a_slow_greeting_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step_of(found, "banner").status is StepStatus.WARN and found.is_ok
 
 
-def test_a_server_that_greets_late_is_waited_for_after_a_look_for_tls(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("security", [Security.NONE, Security.SSL])
+def test_a_server_that_greets_late_is_waited_for(
+    authority: ThrowAwayAuthority, monkeypatch: pytest.MonkeyPatch, security: Security
 ) -> None:
+    def play(it: Script) -> None:
+        if security is Security.SSL:
+            it.encrypt(authority.good())
+        it.wait(0.6)
+        it.say(b"220 at last")
+        it.hang()
+
     monkeypatch.setattr("gobii_email.adapters.second_look.BRIEF", timedelta(seconds=0.2))
-    with RawServer(lambda it: (it.wait(0.6), it.say(b"220 at last"), it.hang())) as server:
-        found = probe(server.port, security=Security.NONE, auth=Auth.NONE, until="banner")
+    with RawServer(play) as server:
+        found = probe(server.port, security=security, auth=Auth.NONE, until="banner")
     assert found.is_ok and step_of(found, "banner").raw.startswith("220")
 
 
