@@ -178,8 +178,9 @@ class ImapDialogue:
         self.offered_logins = self._offered_logins()
         secret = sasl.revealed(self.server.username, self.server.secret, "IMAP")
         self.mechanism = self._mechanism(secret)
+        words = self._words(secret)
         with self._asking("the login", self.deadlines.command):
-            self._sign_in(secret)
+            self._sign_in(words)
         self._client = ImapClient(self.session)
         self.read_capabilities()
 
@@ -202,31 +203,37 @@ class ImapDialogue:
         text = f"{self.session.peer_name} does not offer the login method {wanted[0]}."
         raise Broken(Cause.AUTH_NOT_OFFERED, text)
 
-    def _sign_in(self, secret: str) -> None:
-        session, name = self.session, self.server.username
+    def _words(self, secret: str) -> list[bytes]:
+        """What follows the word LOGIN, or is said first in AUTHENTICATE; hidden from now on."""
+        name, server = self.server.username, self.server
+        self.session.hide([secret.encode()])
+        if self.mechanism == "LOGIN":
+            return [_quoted(name), _quoted(secret)]
+        try:
+            match self.mechanism:
+                case "PLAIN":
+                    whole = sasl.plain(name, secret)
+                case "OAUTHBEARER":
+                    whole = sasl.oauthbearer(name, secret, server.host, server.port).encode()
+                case _:
+                    whole = sasl.build_xoauth2_string(name, secret).encode()
+        except ValueError:
+            text = "The user name or token contains characters that cannot be sent."
+            raise Broken(Cause.SECRET_UNREADABLE, text) from None
+        self.session.hide([whole])
+        return [whole]
+
+    def _sign_in(self, words: list[bytes]) -> None:
+        session = self.session
         session.is_signing_in = True
         try:
             if self.mechanism == "LOGIN":
-                session.hide([secret.encode()])
-                session.state = "NONAUTH"
-                session._simple_command("LOGIN", _quoted(name), _quoted(secret))
+                session._simple_command("LOGIN", *words)
                 session.state = "AUTH"
             else:
-                session.authenticate(self.mechanism, self._answers(self._initial(secret)))
+                session.authenticate(self.mechanism, self._answers(words[0]))
         finally:
             session.is_signing_in = False
-
-    def _initial(self, secret: str) -> bytes:
-        name = self.server.username
-        match self.mechanism:
-            case "PLAIN":
-                whole = sasl.plain(name, secret)
-            case "OAUTHBEARER":
-                whole = sasl.oauthbearer(name, secret, self.server.host, self.server.port).encode()
-            case _:
-                whole = sasl.build_xoauth2_string(name, secret).encode()
-        self.session.hide([whole, secret.encode()])
-        return whole
 
     def _answers(self, initial: bytes) -> Any:
         """What imaplib calls with each challenge: first the login itself, then the end of a refused one."""
@@ -280,9 +287,9 @@ class ImapDialogue:
             raise Broken(Cause.PROTOCOL_ERROR, text) from None
 
 
-def _quoted(text: str) -> str:
+def _quoted(text: str) -> bytes:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return f'"{escaped}"'.encode()
 
 
 def _number(value: object) -> int | None:

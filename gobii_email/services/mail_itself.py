@@ -9,14 +9,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
-from email.message import EmailMessage
-from email.policy import SMTP as SMTP_POLICY
-from email.utils import format_datetime
 
 from django.utils import timezone
 
 from gobii_email import wiring
 from gobii_email.domain.advice import advice_for
+from gobii_email.domain.composition import MailParts, compose, new_message_id
 from gobii_email.domain.diagnosis import Step, StepStatus
 from gobii_email.domain.findings import SMTP, of_loss, of_reply
 from gobii_email.domain.outcomes import Accepted, Outcome, Refused
@@ -38,7 +36,7 @@ def mail_itself(account: AgentEmailAccount) -> Step:
     """The step `message`: sent, and found again with its round-trip time where the mailbox can be read."""
     began = time.monotonic()
     address = account.endpoint.address
-    name = f"<{uuid.uuid4().hex}@{address.rpartition('@')[2]}>"
+    name = new_message_id(address)
     outcome = wiring.smtp_transport().send(
         account.smtp_server(),
         Envelope(address, [address], uuid.uuid4().hex),
@@ -53,14 +51,20 @@ def mail_itself(account: AgentEmailAccount) -> Step:
 
 
 def _mail(address: str, name: str) -> bytes:
-    mail = EmailMessage(policy=SMTP_POLICY.clone(cte_type="7bit"))
-    mail["From"] = mail["To"] = address
-    mail["Subject"] = "Test of this mailbox"
-    mail["Date"] = format_datetime(timezone.now())
-    mail["Message-ID"] = name
-    mail["Auto-Submitted"] = "auto-generated"
-    mail.set_content("This mail was sent by a test of this mailbox, to itself. It can be deleted.\n")
-    return mail.as_bytes()
+    text = "This mail was sent by a test of this mailbox, to itself. It can be deleted.\n"
+    return compose(
+        MailParts(
+            from_name="",
+            from_address=address,
+            to=(address,),
+            cc=(),
+            subject="Test of this mailbox",
+            text=text,
+            html="",
+            message_id=name,
+            date=timezone.now(),
+        )
+    )
 
 
 def _not_sent(host: str, outcome: Outcome) -> Step:

@@ -180,6 +180,14 @@ def test_a_password_that_no_login_can_carry_is_refused_with_a_remedy(authority: 
     assert step.id == "auth" and "plain letters" in step.advice and "pässwörd" not in repr(found)
 
 
+def test_a_token_that_cannot_be_said_is_not_said(authority: ThrowAwayAuthority) -> None:
+    with ScriptedImapServer(tls=authority.good(), users=USERS) as server:
+        found = probe(server.port, user="otto", auth=Auth.OAUTH2, secret=Secret("a\tb-S3cret"))
+        assert server.logins == []
+    assert failed(found).id == "auth" and "cannot be sent" in failed(found).text
+    assert "S3cret" not in repr(found)
+
+
 def test_a_missing_folder_names_those_there_are(authority: ThrowAwayAuthority) -> None:
     with ScriptedImapServer(tls=authority.good(), users=USERS) as server:
         found = probe(server.port, folder="Archive")
