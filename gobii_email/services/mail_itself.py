@@ -63,6 +63,7 @@ def _mail(address: str, name: str) -> bytes:
             html="",
             message_id=name,
             date=timezone.now(),
+            headers={"Auto-Submitted": "auto-generated"},
         )
     )
 
@@ -89,6 +90,6 @@ def _looked_for(account: AgentEmailAccount, name: str, began: float, sent: Accep
     if uid is None:
         text = f"The server took the mail to itself; it was not in INBOX within {LOOKED_FOR.seconds} seconds."
         return replace(step, status=StepStatus.WARN, text=text, advice=advice_for("self-mail-not-found"))
-    seconds = round(time.monotonic() - began, 1)
-    text = f"The mail to itself was found in INBOX after {seconds} seconds."
+    seconds = round(time.monotonic() - began, 2)
+    text = f"The mail to itself was found in INBOX after {seconds:.1f} seconds."
     return replace(step, text=text, facts={**facts, "uid": uid, "round_trip_seconds": seconds})
