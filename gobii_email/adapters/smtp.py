@@ -5,8 +5,9 @@ together. Everything a server or network does is in the outcomes; exceptions are
 """
 
 import contextlib
+from datetime import timedelta
 
-from gobii_email.adapters.dialer import DialPolicy, VettedAddresses
+from gobii_email.adapters.dialer import Deadline, DialPolicy, VettedAddresses
 from gobii_email.adapters.probe import OnLine, OnStep, unfollowed
 from gobii_email.adapters.sasl import build_xoauth2_string
 from gobii_email.adapters.smtp_dialogue import Deadlines, Dialogue
@@ -47,13 +48,23 @@ class SmtpTransport:
         """Closes the connections that wait for a next sender, as at shutdown."""
         self._pool.close_all()
 
-    def send(self, server: SmtpServer, envelope: Envelope, message: bytes, progress: Progress) -> Outcome:
-        """Hands `message` over on a connection of its own; raises as `Sender.send` does.
+    def send(
+        self,
+        server: SmtpServer,
+        envelope: Envelope,
+        message: bytes,
+        progress: Progress,
+        *,
+        span: timedelta | None = None,
+    ) -> Outcome:
+        """Hands `message` over on a connection of its own, within `span`; raises as `Sender.send` does.
 
         The server has never seen the message's end before `progress.mark()` returned, which also
         stands for entering stage DOT.
         """
-        with contextlib.closing(self.open(server, Reuse())) as sender:
+        within = None if span is None else Deadline(span)
+        made = SmtpSender(server, Reuse(), self._pool, lambda: self._connection(server, within))
+        with contextlib.closing(made) as sender:
             return sender.send(envelope, b"", message, progress)
 
     def probe(
@@ -75,7 +86,7 @@ class SmtpTransport:
         found = SmtpProbe(server, self._policy, self._deadlines, self._local_hostname, on_line)
         return found.walk(sender, recipient, until, on_step)
 
-    def _connection(self, server: SmtpServer) -> Dialogue:
+    def _connection(self, server: SmtpServer, within: Deadline | None = None) -> Dialogue:
         return Dialogue(
-            server, self._policy, self._deadlines, self._local_hostname, known=self._known, resumes=True
+            server, self._policy, self._deadlines, self._local_hostname, within, self._known, resumes=True
         )

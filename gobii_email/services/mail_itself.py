@@ -22,8 +22,8 @@ from gobii_email.domain.smtp_replies import Stage
 from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import Envelope
 
-LOOKED_FOR = timedelta(seconds=60)
-"""How long the mail may take to show up in the inbox."""
+LONGEST = timedelta(seconds=60)
+"""How long it may take until the mail is in the inbox."""
 
 
 class _Unfollowed:
@@ -42,6 +42,7 @@ def mail_itself(account: AgentEmailAccount) -> Step:
         Envelope(address, [address], uuid.uuid4().hex),
         _mail(address, name),
         _Unfollowed(),
+        span=LONGEST,
     )
     if isinstance(outcome, Accepted):
         found = _looked_for(account, name, began, outcome)
@@ -86,9 +87,10 @@ def _looked_for(account: AgentEmailAccount, name: str, began: float, sent: Accep
         )
         return replace(step, text=text)
     server = replace(account.imap_server(), folder="INBOX")
-    uid = wiring.imap_mailboxes().await_mail(server, name, LOOKED_FOR)
+    left = LONGEST - timedelta(seconds=time.monotonic() - began)
+    uid = wiring.imap_mailboxes().await_mail(server, name, left)
     if uid is None:
-        text = f"The server took the mail to itself; it was not in INBOX within {LOOKED_FOR.seconds} seconds."
+        text = f"The server took the mail to itself; it was not in INBOX within {LONGEST.seconds} seconds."
         return replace(step, status=StepStatus.WARN, text=text, advice=advice_for("self-mail-not-found"))
     seconds = round(time.monotonic() - began, 2)
     text = f"The mail to itself was found in INBOX after {seconds:.1f} seconds."

@@ -205,7 +205,7 @@ def row_of(protocol: str) -> ConnectionTest:
 def test_a_mail_to_itself_that_does_not_arrive_is_a_warning(
     server: ScriptedSmtpServer, mailbox: ScriptedImapServer, settings: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("gobii_email.services.mail_itself.LOOKED_FOR", timedelta(seconds=1))
+    monkeypatch.setattr("gobii_email.services.mail_itself.LONGEST", timedelta(seconds=1))
     settings.BYO_EMAIL_ALLOWED_PORTS = {server.port, mailbox.port}
     account_at(server)
     test_imap(readable_at(mailbox))
@@ -217,6 +217,15 @@ def test_a_mail_to_itself_is_not_sent_after_a_failure(server: ScriptedSmtpServer
     server.users["anna"] = "another"
     test = test_smtp(account_at(server), sends_to_self=True)
     assert not test.ok and server.messages == [] and "message" not in [step.id for step in test.steps]
+
+
+def test_a_mail_to_itself_is_not_waited_for_as_long_as_mail_is(
+    server: ScriptedSmtpServer, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("gobii_email.services.mail_itself.LONGEST", timedelta(seconds=1))
+    server.faults = Faults(delays={"DOT": timedelta(seconds=30)})
+    test = test_smtp(account_at(server), sends_to_self=True)
+    assert not test.ok and test.steps[-1].status == "fail" and "within 1 seconds" in test.text
 
 
 def test_a_refused_mail_to_itself_is_a_failure_that_withdraws_nothing(server: ScriptedSmtpServer) -> None:
