@@ -20,7 +20,16 @@ from gobii_email.services.guard import message_version
 from gobii_email.services.intervene import NotPossible
 from gobii_email.services.status import DeliveryStatus, delivery_status, is_over
 
-VIEWS = {"story": "Timeline", "text": "Text", "html": "HTML", "headers": "Headers", "raw": "Raw"}
+VIEWS = {
+    "story": "Timeline",
+    "recipients": "Recipients",
+    "text": "Text",
+    "html": "HTML",
+    "headers": "Headers",
+    "raw": "Raw",
+}
+FIRST_RECIPIENTS, RECIPIENTS_OF_A_PAGE = 50, 250
+LAST_EVENTS, LAST_ATTEMPTS = 100, 20
 _CHANGED = (
     "It changed since this page was shown: it is {status} now. Nothing was done; look again and decide."
 )
@@ -78,7 +87,7 @@ def message(request: HttpRequest, whose: Whose, pk: UUID) -> HttpResponse:
     view = request.GET.get("show", "story")
     if view not in VIEWS:
         raise Http404
-    context = _context(row, view)
+    context = _context(row, view, request.GET.get("from", ""))
     if request.headers.get("HX-Request") and request.GET.get("seen") == context["seen"]:
         return HttpResponse(status=204)
     return render(request, "console/message.html", context)
@@ -92,14 +101,15 @@ def _message(whose: Whose, pk: UUID) -> PersistentAgentMessage:
     return found
 
 
-def _context(row: PersistentAgentMessage, view: str) -> dict[str, Any]:
+def _context(row: PersistentAgentMessage, view: str, start: str = "") -> dict[str, Any]:
     report = delivery_status(row)
     frozen = FrozenMessage.objects.filter(message=row)
     return {
         "message": row,
         "report": report,
         "attempts": _attempts(row, report),
-        "timeline": _timeline(report),
+        "timeline": _timeline(report)[-LAST_EVENTS:],
+        **_recipients(report, view, start),
         "is_over": is_over(report.status),
         "is_in_doubt": report.status == MessageStatus.IN_DOUBT,
         "acts": act.acts_for(row),
@@ -116,14 +126,30 @@ def _context(row: PersistentAgentMessage, view: str) -> dict[str, Any]:
 
 def _content(frozen: Any, view: str) -> dict[str, Any]:
     """What the chosen view shows; the bytes are read only where they are shown."""
-    if view == "text":
-        found = frozen.only("text", "size").first()
-        return {"frozen": found, "content": found.text if found else ""}
-    if view in {"headers", "raw"}:
-        found = frozen.defer("html", "text").first()
-        read = preview.raw_headers if view == "headers" else preview.raw
-        return {"frozen": found, "content": read(found) if found else ""}
-    return {"frozen": frozen.only("size").first()}
+    reads = {"text": _text, "headers": preview.raw_headers, "raw": preview.raw}
+    if view not in reads:
+        return {"frozen": frozen.only("size").first()}
+    found = (frozen.only("text", "size") if view == "text" else frozen.defer("html", "text")).first()
+    whole = reads[view](found) if found else ""
+    shown = preview.beginning(whole)
+    return {"frozen": found, "content": shown, "is_cut": len(shown) < len(whole) or view == "raw"}
+
+
+def _text(frozen: FrozenMessage) -> str:
+    return frozen.text
+
+
+def _recipients(report: DeliveryStatus, view: str, start: str) -> dict[str, Any]:
+    """The first recipients beside the story, or a page of them."""
+    first = int(start) if start.isdecimal() and len(start) < 9 else 0
+    size = RECIPIENTS_OF_A_PAGE if view == "recipients" else FIRST_RECIPIENTS
+    last = first + size
+    others = len(report.recipients) - last
+    return {
+        "recipients": report.recipients[first:last],
+        "next": last if others > 0 else None,
+        "others": others,
+    }
 
 
 def _attempts(row: PersistentAgentMessage, report: DeliveryStatus) -> list[dict[str, Any]]:
@@ -132,7 +158,7 @@ def _attempts(row: PersistentAgentMessage, report: DeliveryStatus) -> list[dict[
     facts = {str(found.pk): found for found in rows.only("stage_ms", "tls", "peer_address")}
     return [
         {"report": told, "facts": facts[told.attempt_id], "advice": ADVICE.get(told.error_code, "")}
-        for told in report.attempts
+        for told in report.attempts[-LAST_ATTEMPTS:]
         if told.attempt_id in facts
     ]
 

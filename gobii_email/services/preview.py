@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default as modern
+from html import escape
 
 from gobii_email.domain.safe_html import safe_html
 from gobii_email.models import FrozenMessage
 
 MAX_PICTURE_BYTES = 1_000_000
-MAX_RAW_CHARACTERS = 60_000
+MAX_SHOWN_BYTES = 60_000
+"""Of one text on a page, so that a mail of any size makes none too large."""
 _POLICY = (
     "sandbox; default-src 'none'; style-src '{css_hash}'; img-src data:; base-uri 'none'; form-action 'none';"
     " frame-ancestors 'self'"
@@ -44,7 +46,15 @@ def raw_headers(frozen: FrozenMessage) -> str:
 
 def raw(frozen: FrozenMessage) -> str:
     """The beginning of the message as it goes over the wire."""
-    return bytes(frozen.mime)[:MAX_RAW_CHARACTERS].decode("utf-8", "replace")
+    return bytes(frozen.mime)[:MAX_SHOWN_BYTES].decode("utf-8", "replace")
+
+
+def beginning(text: str) -> str:
+    """As much of `text` as takes up `MAX_SHOWN_BYTES` on a page, where some characters take up more."""
+    length = MAX_SHOWN_BYTES
+    while len(escape(text[:length]).encode()) > MAX_SHOWN_BYTES:
+        length = length * 3 // 4
+    return text[:length]
 
 
 def _pictures(frozen: FrozenMessage) -> dict[str, str]:

@@ -200,7 +200,7 @@ def test_demo_installs_what_runs_and_test_adds_the_rest(machine: Machine) -> Non
     assert installed(machine) == ["run", "embedded"]
     machine.forget()
     machine.run("test")
-    assert installed(machine) == ["test", "embedded", "embedded-test"]
+    assert installed(machine) == ["test", "embedded", "embedded-test", "browser"]
     machine.forget()
     shutil.rmtree(machine.root / "var")
     machine.run("demo")

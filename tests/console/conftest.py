@@ -107,6 +107,7 @@ def paths(owner: Owner, message: PersistentAgentMessage) -> dict[str, str]:
         "overview": reverse("console:overview"),
         "messages": reverse("console:messages"),
         "message": reverse("console:message", args=one),
+        "recipients": reverse("console:message", args=one) + "?show=recipients",
         "text": reverse("console:message", args=one) + "?show=text",
         "html": reverse("console:message", args=one) + "?show=html",
         "headers": reverse("console:message", args=one) + "?show=headers",

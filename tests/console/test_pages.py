@@ -29,13 +29,14 @@ from gobii_email.models import (
 )
 from gobii_email.ports import LimiterUnavailable, Spent
 from gobii_email.services import allow, browse, overview
+from gobii_email.services.tell import event, tell
 from tests.conftest import PASSWORD
 from tests.console.conftest import Owner, paths
 from tests.console.lint import problems
 
 pytestmark = pytest.mark.django_db
 NAMES = [
-    *("overview", "messages", "message", "text", "html", "headers", "raw"),
+    *("overview", "messages", "message", "recipients", "text", "html", "headers", "raw"),
     *("accounts", "account", "delete", "simulation"),
 ]
 MOST_BYTES = 150_000
@@ -73,7 +74,7 @@ def test_a_page_can_be_used_by_everybody(name: str, full: Owner, doubtful: Persi
 def test_an_empty_page_can_be_used_by_everybody(name: str, ada: Owner) -> None:
     message = ada.message()
     addresses = paths(ada, message)
-    if name not in {"message", "text", "html", "headers", "raw"}:
+    if name not in {"message", "recipients", "text", "html", "headers", "raw"}:
         PersistentAgentMessage.objects.all().delete()
     assert problems(ada.client.get(addresses[name]).content.decode()) == []
 
@@ -113,7 +114,20 @@ def assert_strict(policy: str) -> None:
 def test_a_page_with_all_it_loads_is_small(name: str, full: Owner, doubtful: PersistentAgentMessage) -> None:
     for number in range(60):
         full.message(f"A subject of usual length, number {number}")
-    html = full.client.get(paths(full, doubtful)[name]).content
+    weigh(full.client.get(paths(full, doubtful)[name]).content)
+
+
+@pytest.mark.parametrize("name", ["message", "recipients", "text", "headers", "raw"])
+def test_a_huge_message_makes_no_huge_page(name: str, ada: Owner) -> None:
+    addresses = [f"reader.of.a.long.list.{n}@outside.example" for n in range(500)]
+    message = ada.message("A long letter", to=addresses, body="<p>" + "&lt;&amp; " * 20_000 + "</p>")
+    PersistentAgentMessage.objects.filter(pk=message.pk).update(latest_error_message="x" * 1024)
+    for _ in range(300):
+        tell([event(message.attempts.get(), "postponed", "Waits until 12:00: the account's limit. " * 5)])
+    weigh(ada.client.get(paths(ada, message)[name]).content)
+
+
+def weigh(html: bytes) -> None:
     loaded = re.findall(r'(?:src|href)="/?static/([^"]+)"', html.decode())
     assert "console/console.css" in loaded
     size = len(html) + sum(Path(str(finders.find(file))).stat().st_size for file in set(loaded))
@@ -211,6 +225,17 @@ def test_the_frame_of_a_mail_may_only_stand_on_our_own_page(ada: Owner) -> None:
     assert response.headers["X-Frame-Options"] == "SAMEORIGIN"
     page = ada.client.get(reverse("console:message", args=[message.pk]) + "?show=html").content.decode()
     assert f'sandbox="" src="{reverse("console:message_html", args=[message.pk])}"' in page
+
+
+def test_every_recipient_can_be_read(ada: Owner) -> None:
+    message = ada.message(to=[f"reader{n}@outside.example" for n in range(300)])
+    address = reverse("console:message", args=[message.pk])
+    assert "250 more" in ada.client.get(address).content.decode()
+    pages = [ada.client.get(address, {"show": "recipients", "from": start}) for start in ("", "250", "x")]
+    found = [set(re.findall(r"reader\d+@", page.content.decode().partition("<tbody>")[2])) for page in pages]
+    assert [len(one) for one in found] == [250, 50, 250]
+    assert len(found[0] | found[1]) == 300
+    assert [b'rel="next"' in page.content for page in pages] == [True, False, True]
 
 
 def test_a_refusal_comes_with_what_to_do_about_it(ada: Owner) -> None:
