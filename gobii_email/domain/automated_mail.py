@@ -95,7 +95,7 @@ def is_autoreply(fields: Fields) -> bool:
 
 
 def has_autoreply_subject(fields: Fields) -> bool:
-    """Whether programs write such a subject when they answer; one that only tells of an absence needs more."""
+    """Whether it is a subject of answering programs; one that only tells of an absence needs another hint."""
     subject = fields.get("subject")[:500]
     is_automatic = (
         has_null_return_path(fields) or _suppresses_responses(fields) or _precedence(fields) in _BULK

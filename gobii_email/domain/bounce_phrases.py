@@ -14,7 +14,7 @@ def _any(*phrases: str) -> re.Pattern[str]:
 
 
 DAEMON = _any(
-    r"mail(?:er)?[ _.-]?daemon", r"post ?master", r"mdaemon",
+    r"mail(?:er)?[ _.-]?daemon", r"post[ _-]?master", r"mdaemon",
     r"mail ?(?:delivery|system|router|admin|server)", r"mail(?:er)? administrator",
     r"delivery (?:sub)?(?:system|agent|service|notif|status)", r"\bbounces?\b", r"system administrator",
     r"systemadministrator", r"^daemon@", r"\bmmdf\b", r"microsoft outlook", r"microsoft exchange",
@@ -24,6 +24,7 @@ DAEMON = _any(
 """Senders that are programs: their address or name."""
 
 FAILURE_SUBJECT = _any(
+    r"message you sent.{0,20}(?:blocked|rejected)",
     r"failure notice", r"returned (?:mail|e-?mail|message|to sender)", r"undeliver",
     r"not? deliver(?:ed|able)", r"non-?deliver",
     r"deliver(?:y|ing).{0,40}(?:fail|error|problem|unsuccess|delay|abort|notification|report|status)",
@@ -50,6 +51,7 @@ FAILURE_SUBJECT = _any(
 """Subjects of reports; never sought behind "Re:" and the like, which are people's."""
 
 FAILURE = _any(
+    r"not been delivered", r"was blocked by",
     r"(?:could|can|would|will) ?not be (?:delivered|sent|reached|processed|relayed|completed)",
     r"can(?:no|')t be (?:delivered|sent)", r"couldn'?t be (?:delivered|sent|found|reached)",
     r"wasn'?t (?:able to deliver|delivered)", r"(?:was|were) not (?:able to deliver|delivered)",
@@ -91,6 +93,7 @@ FAILURE = _any(
 """Sentences that say a mail did not arrive; believed only of a sender or under a subject from above."""
 
 DELAY = _any(
+    r"delivery incomplete", r"gmail will retry",
     r"warning message only", r"has been delayed", r"(?:is|was|are|been) delayed", r"delayed for",
     r"delayed mail", r"(?:not|n[o']t) yet been delivered", r"has not been delivered yet",
     r"still undelivered", r"still being retried",
@@ -105,7 +108,7 @@ DELAY = _any(
 )  # fmt: skip
 
 FINAL = _any(
-    r"permanent", r"giv(?:en|ing) up", r"not going to try again",
+    r"permanent(?:ly)? (?:error|fail|fatal|reject)", r"giv(?:en|ing) up", r"not going to try again",
     r"(?:could|can)(?: ?not| not) be delivered for", r"will be deleted", r"no further",
     r"failed permanently", r"will not (?:try|be retried|retry)", r"has been (?:returned|removed)",
     r"is being returned", r"retry timeout exceeded", r"too long", r"been bounced", r"fatal errors",
@@ -114,7 +117,7 @@ FINAL = _any(
 
 POSTFIX_RETRIES = "it will be retried until"
 
-_RETURNED = r"(?:original|returned|unsent|undelivered|old|your|rejected|transmitted)"
+_RETURNED = r"(?:original|returned|unsent|undelivered|old|rejected|transmitted)"
 _MAIL = r"(?:message|mail|e-?mail|text)"
 _OF_MAIL = r"(?:text|headers?|header fields|body|content|data)"
 _FOLLOWS = r"(?:follows?|is|below|attached|was|begins|info\w*)"
@@ -128,14 +131,15 @@ COPY = _any(
     r"the headers? of the (?:original )?message", r"returned mail follows", r"start of returned",
     r"^[-=* ]*original message headers", r"your message reads", r"here is your returned mail",
     r"-- the header",
-    r"copy of (?:the|your) (?:original )?message(?: is|'s headers)? ?(?:attached|below|follows|headers?|:|,)",
+    r"copy of (?:the|your) (?:original )?message(?: is|'s headers)? ?(?:attached|below|follows|headers?|,)",
+    r"^[-=* ]*copy of (?:the|your) (?:original )?message:?", r"your (?:original )?message follows",
     r"^[-=* ]*(?:message|mail) (?:contents?|headers?)[: ]*[-=*]*$", r"^-+ ?message header",
-    r"your original message follows", r"kopie (?:der|ihrer) (?:original)?nachricht",
+    r"kopie (?:der|ihrer) (?:original)?nachricht",
     r"(?:ursprüngliche|original)[ -]?nachricht(?:enkopf|enheader)?", r"en-?t[êe]tes? (?:de|du) message",
     r"message (?:d'origine|original)", r"mensaje original", r"encabezados? (?:de|del) mensaje",
     r"messaggio originale", r"intestazioni (?:del )?messaggio", r"mensagem original",
     r"cabeçalhos? (?:da|de) mensagem", r"oorspronkelijke bericht", r"исходно(?:е|го) (?:сообщени|письм)",
-    r"заголовк", r"元のメッセージ", r"オリジナル(?:の)?(?:メッセージ|メール)", r"原(?:始)?(?:邮|郵)件",
+    r"заголовк", r"元のメッセージ", r"オリジナル(?:の)?(?:メッセージ|メール)", r"原始(?:邮|郵)件",
     r"원본 (?:메시지|메일)",
 )  # fmt: skip
 """Lines after which the returned mail stands."""
@@ -143,7 +147,7 @@ COPY = _any(
 _WHICH = r"(?:failed |intended |undeliverable |invalid |unknown |original |final )"
 _PLURAL = r"(?:s|es|\(s\)|\(es\))"
 LABEL = _any(
-    rf"{_WHICH}?(?:recipient|address|addressee|mailbox){_PLURAL}?(?: address| name| is| not found)?",
+    rf"{_WHICH}?(?:recipient|addressee|address|mailbox){_PLURAL}?(?: address| name| is| not found)?",
     r"addressed to", r"error-for", r"undeliverable to", r"(?:unknown|no such|invalid)(?: local)? user",
     r"user unknown", r"receiver not found", r"user mailbox exceeds allowed size", r"user'?s mailbox is full",
     r"mailbox (?:is )?full", r"delivery failed(?: .{1,20})?", r"account (?:is )?(?:disabled|full)",

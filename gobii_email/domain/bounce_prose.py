@@ -37,6 +37,7 @@ _MAILTO_ALONE = re.compile(r"[^@:]{1,80}[<\[(]mailto:([^\s>\])]{1,320})[>\])]\s*
 _OPENING = " \t\"'<([{>*•-:`“«"
 _CLOSING = " \t\"'>)]}`”»"
 _NAME_BEFORE = re.compile(r"[^@:]{1,80}[<(\[]\Z")
+_DATE = re.compile(r"^(?:on|am|le|el|il|op|em|den|på|dne) .{0,20}\d|\d{1,4}[./-]\d{1,2}[./-]\d")
 _LABEL_END = re.compile(r"\s*[:：=]?\s*[\"'<(\[`]*(?:smtp:|mailto:|rfc822[;:])?\s*<?\Z")
 _TRANSCRIPT = re.compile(r"rcpt to|^\W{0,6}[245]\d\d[ -]|said:|responded|response")
 
@@ -168,8 +169,7 @@ def _ends_entry(suffix: str) -> bool:
     return (
         not rest
         or rest[0] in ":;,.[(-=|<#"
-        or rest.startswith("on ")
-        or bool(status_in(rest) or class_in(rest) or phrases.FAILURE.search(rest))
+        or bool(_DATE.search(rest) or phrases.FAILURE.search(rest) or status_in(rest) or class_in(rest))
     )
 
 
@@ -206,7 +206,8 @@ def _recipient(
     block = _block(prose.lines, mention, all_mentions)
     dialogue = _lines_about(prose.lines, mention.address)
     everything = "\n".join(prose.lines)
-    status = status_in(dialogue) or status_in(block) or status_in(everything)
+    is_alone = len(all_mentions) == 1
+    status = status_in(dialogue) or status_in(block) or (status_in(everything) if is_alone else "")
     return ReturnedRecipient(
         address=mention.address,
         action=action,

@@ -185,7 +185,7 @@ class _Reader:
             self.note(f"A header is longer than {MAX_HEADER_OCTETS // 1024} KiB.")
             header, rest = header[:MAX_HEADER_OCTETS], raw[MAX_HEADER_OCTETS:]
         fields, unread = self._fields(header)
-        return fields, unread + b"\n\n" + rest if unread else rest
+        return fields, unread + (raw[end.start() : end.end()] if end else b"") + rest if unread else rest
 
     def _fields(self, header: bytes) -> tuple[Fields, bytes]:
         """The fields, and the text from the first line on that is neither a field nor belongs to one."""
@@ -240,7 +240,7 @@ class _Reader:
         start: int | None = None
         for found, end, is_last in self._delimiters_in(b"\n" + part.body, boundary):
             if start is not None:
-                yield part.body[start : max(start, found - 1)].removesuffix(b"\r")
+                yield part.body[start : max(start, found - 2)].removesuffix(b"\r")
             start = None if is_last else end - 1
         if start is not None:
             yield part.body[start:]

@@ -27,6 +27,7 @@ _MAX_PROSE_OCTETS = 128 * 1024
 _MAX_HTML_OCTETS = 64 * 1024
 _MAX_REPORT_OCTETS = 512 * 1024
 _STATUS_TYPES = ("message/delivery-status", "message/global-delivery-status", "message/delivery_status")
+_RECEIPT = "message/disposition-notification"
 _COPY_BEGINS = (
     "received:", "return-path:", "message-id:", "from:", "to:", "subject:", "date:", "mime-version:", "x-",
     "dkim-signature:", "reply-to:", "delivered-to:",
@@ -179,7 +180,10 @@ class _Letter:
         return self._returned(Kind.AUTOREPLY, (), OriginalMail(), Source.HEADER, sureness)
 
     def _prose_report(self) -> Returned | None:
-        if not (self.failed or self._is_from_a_program()) or has_autoreply_subject(self.fields):
+        is_receipt = self._first(_RECEIPT) is not None and not self.is_daemon
+        if is_receipt or has_autoreply_subject(self.fields):
+            return None
+        if not (self.failed or self._is_from_a_program()):
             return None
         for content_type, max_octets in (("text/plain", _MAX_PROSE_OCTETS), ("text/html", _MAX_HTML_OCTETS)):
             text = self._text(content_type, max_octets)
@@ -228,7 +232,7 @@ class _Letter:
 
     def _receipt(self) -> Returned | None:
         """What a person's program says of a mail that it showed or threw away (RFC 8098)."""
-        part = self._first("message/disposition-notification")
+        part = self._first(_RECEIPT)
         if part is None:
             return None
         fields = read_fields(part.text(max_octets=_MAX_REPORT_OCTETS).lstrip().encode())
@@ -245,7 +249,7 @@ class _Letter:
         texts = [
             part.text(max_octets=max_octets)
             for part in self.parts
-            if part.content_type == content_type and not part.is_attachment
+            if _reads_as(part) == content_type and not part.is_attachment
         ]
         text = "\n".join(texts[:20])[:max_octets]
         return html_to_plaintext(text) if content_type == "text/html" else text
@@ -296,7 +300,12 @@ class _Letter:
     def _answered(self) -> str:
         """The message that this one answers, by its own header."""
         answered = dsn.message_id_in(self.fields.raw("in-reply-to"))
-        return answered or dsn.message_id_in("<" + self.fields.raw("references").rpartition("<")[2])
+        return answered or dsn.message_id_in("".join(self.fields.raw("references").rpartition("<")[1:]))
+
+
+def _reads_as(part: Part) -> str:
+    """Its type; a multipart that has lost its delimiters is text."""
+    return "text/plain" if part.is_multipart and not part.parts else part.content_type
 
 
 def _kind_of(recipients: Sequence[ReturnedRecipient]) -> Kind:

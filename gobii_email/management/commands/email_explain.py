@@ -1,17 +1,21 @@
-"""`email_explain reply`: how the system reads what a mail server says.
+"""`email_explain reply` and `email_explain mail`: how the system reads what comes back.
 
-An entry point only: reads arguments or NDJSON, asks the classification, prints. Needs no database.
+An entry point only: reads arguments, NDJSON or mails, asks the domain, prints. Needs no database.
 """
 
 import json
+import sys
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from gobii_email.domain.classification import AccountState, Reaction, Reading, Verdict, read_reply
+from gobii_email.domain.inbound_mail import MAX_OCTETS
+from gobii_email.domain.returned_mail import read_mail
 from gobii_email.domain.smtp_replies import Reply, Stage, parse_reply
 
 _OTHER_STAGE_NAMES = {
@@ -135,13 +139,35 @@ def answers(lines: IO[str]) -> Iterator[tuple[str, bool]]:
             yield json.dumps({"error": str(error)}, ensure_ascii=False), False
 
 
+def mail_answers(names: Sequence[str], stdin: BinaryIO) -> Iterator[tuple[str, bool]]:
+    """A JSON row for each file, `-` being `stdin`, and whether the file could be read."""
+    for name in names:
+        try:
+            raw = _read_file(name, stdin)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            yield json.dumps({"file": name, "error": f"cannot be read: {reason}"}, ensure_ascii=False), False
+        else:
+            document = {"file": name, **read_mail(raw).as_document()}
+            # Half characters, which a damaged name may hold, cannot be printed.
+            yield json.dumps(document, ensure_ascii=False).encode("utf-8", "replace").decode(), True
+
+
+def _read_file(name: str, stdin: BinaryIO) -> bytes:
+    """At most one octet more than is read of a mail, so that a longer one is noticed."""
+    if name == "-":
+        return stdin.read(MAX_OCTETS + 1)
+    with Path(name).open("rb") as file:
+        return file.read(MAX_OCTETS + 1)
+
+
 class Command(BaseCommand):
-    help = "Shows how the system reads what a mail server says."
+    help = "Shows how the system reads what a mail server says, and what comes back to a mail."
     requires_system_checks = ()
     stealth_options = ("stdin",)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        subjects = parser.add_subparsers(dest="subject", required=True, metavar="reply")
+        subjects = parser.add_subparsers(dest="subject", required=True, metavar="reply|mail")
         reply = subjects.add_parser("reply", help="an SMTP reply: verdict, scope, reaction, advice")
         reply.add_argument(
             "text", metavar="REPLY", help='the reply, e.g. "535 5.7.8 …", or - for NDJSON rows'
@@ -156,9 +182,18 @@ class Command(BaseCommand):
             action="store_true",
             help="one JSON document; the default where output is not a terminal",
         )
+        mail = subjects.add_parser(
+            "mail", help="received mails: bounces, complaints, automatic answers; one JSON line each"
+        )
+        mail.add_argument(
+            "files", metavar="FILE", nargs="+", help="a mail as received, or - for standard input"
+        )
+        mail.add_argument("--json", action="store_true", help="always so; accepted for scripts")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if options["text"] == "-":
+        if options["subject"] == "mail":
+            self._explain_mails(options["files"], options.get("stdin"))
+        elif options["text"] == "-":
             self._explain_rows(options.get("stdin"))
         else:
             self._explain_one(options["text"], options["stage"], as_json=options["json"])
@@ -174,6 +209,16 @@ class Command(BaseCommand):
             raise CommandError(f"REPLY: {error}", returncode=2) from None
         is_json = as_json or not self.stdout.isatty()
         self.stdout.write(explained.as_json() if is_json else explained.as_text())
+
+    def _explain_mails(self, names: Sequence[str], stdin: BinaryIO | None) -> None:
+        is_every_file_read = True
+        for answer, is_read in mail_answers(names, stdin or sys.stdin.buffer):
+            self.stdout.write(answer)
+            is_every_file_read = is_every_file_read and is_read
+        if not is_every_file_read:
+            raise CommandError(
+                "some files could not be read; each has its reason in its answer", returncode=1
+            )
 
     def _explain_rows(self, stdin: IO[str] | None) -> None:
         is_every_row_read = True
