@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 
 from gobii_email.domain.advice import advice_for
 from gobii_email.domain.diagnosis import Step, StepStatus
+from gobii_email.domain.smtp_replies import safe_text
 from gobii_email.ports import ProbeFailure
 
 SLOW_GREETING_SECONDS = 5.0
 """A greeting that takes longer is warned of."""
+
+MAX_ITEMS, MAX_CHARACTERS = 50, 200
+"""What is kept of a list, and of a text, among the facts of a step."""
 
 OnStep = Callable[[Step], None]
 OnLine = Callable[[str], None]
@@ -88,13 +92,32 @@ def _taken(
     spent = round((time.monotonic() - began) * 1000)
     if isinstance(found, Missed):
         return _failed(name, spent, found), found.failure
-    facts = dict(found.facts)
-    return Step(name, found.status, spent, found.text, facts, found.advice, found.raw), None
+    return _step(name, found.status, spent, found.text, found.facts, found.advice, found.raw), None
 
 
 def _failed(name: str, spent: int, missed: Missed) -> Step:
     failure = missed.failure
     if failure.is_untold:
         return Step(name, StepStatus.FAIL, 0, failure.text)
-    facts = dict(missed.facts)
-    return Step(name, StepStatus.FAIL, spent, failure.text, facts, failure.finding.advice, missed.raw)
+    advice = failure.finding.advice
+    return _step(name, StepStatus.FAIL, spent, failure.text, missed.facts, advice, missed.raw)
+
+
+def _step(
+    name: str,
+    status: StepStatus,
+    spent: int,
+    text: str,
+    facts: Mapping[str, object],
+    advice: str,
+    raw: str,
+) -> Step:
+    """A step fit to be shown and kept, whatever a server had put into it."""
+    shown = {key: _fit(value) for key, value in facts.items()}
+    return Step(name, status, spent, safe_text(text), shown, advice, safe_text(raw))
+
+
+def _fit(value: object) -> object:
+    if isinstance(value, list):
+        return [_fit(item) for item in value[:MAX_ITEMS]]
+    return safe_text(value, max_characters=MAX_CHARACTERS) if isinstance(value, str) else value

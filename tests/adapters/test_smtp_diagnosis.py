@@ -1,6 +1,7 @@
 """A submission server that is wrong in one way: the step that says so, its facts, and what to do."""
 
 import base64
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -156,6 +157,22 @@ def test_a_bad_certificate_is_told_with_its_names_and_ends_before_the_password(
     assert step.id == "tls" and text in step.text and advice in step.advice and is_lasting(found)
     assert step.facts["chain"] == chain and step.facts["names"] and step.facts["issuer"]
     assert step.facts["name"] == ("does not match" if certificate == "wrong_host" else "matches")
+
+
+def test_what_a_hostile_server_offers_is_kept_short_and_paints_nothing() -> None:
+    offers = b"\r\n".join(b"250-X%d \x1b[31m\x07 " % number + b"y" * 400 for number in range(100))
+
+    def play(it: Script) -> None:
+        it.say(b"220 \x1b[2Jready " + "\u202e".encode())
+        it.answer(offers + b"\r\n250 AUTH PLAIN")
+        it.answer(b"535 \x1b[31mno")
+        it.hang()
+
+    with RawServer(play) as server:
+        found = probe(server.port, security=Security.NONE)
+    assert failed(found).id == "auth"
+    assert not re.search("[\x00-\x1f\u202e]", "".join(map(str, found.steps)).replace("\\x1b", "\x1b"))
+    assert len(repr(found)) < 40_000
 
 
 def test_a_server_of_the_past_is_told_to_offer_newer_tls(authority: ThrowAwayAuthority) -> None:
