@@ -14,7 +14,7 @@ __all__ = ["ada", "bob", "doubtful", "staff", "tested"]
 
 CHROMIUM = Path("/usr/bin/chromium")
 SECONDS = 10
-SHOTS = Path("var/screenshots")
+SHOTS = Path(__file__).parents[2] / "var" / "screenshots"
 
 
 @pytest.fixture(scope="module")

@@ -296,7 +296,10 @@ def test_the_admin_loads_nothing_that_its_policy_forbids(arrive: Arrive, ada: Ow
     ada.user.save()
     message = mail_from(mailbox)
     visitor = arrive(ada)
-    for path in ("/admin/", "/admin/gobii_email/persistentagentmessage/",
-                 f"/admin/gobii_email/persistentagentmessage/{message.pk}/change/",
-                 f"/admin/gobii_email/persistentagentcommsendpoint/{mailbox.pk}/change/"):  # fmt: skip
-        visitor.see(path)
+    models = ["persistentagentmessage", "outboundmessageattempt", "agentemailaccount", "connectiontest"]
+    pages = [f"{model}/" for model in [*models, "persistentagentcommsendpoint", "persistentagent"]]
+    pages += [f"persistentagentmessage/{message.pk}/change/"]
+    pages += [f"persistentagentcommsendpoint/{mailbox.pk}/change/"]
+    visitor.see("/admin/")
+    for path in pages:
+        visitor.see(f"/admin/gobii_email/{path}")

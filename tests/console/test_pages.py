@@ -193,6 +193,12 @@ def test_what_others_wrote_is_shown_as_text(ada: Owner) -> None:
         assert "<script>alert" not in page and "<img src=x" not in page
 
 
+def test_what_a_server_said_to_a_test_is_shown_as_text(ada: Owner, tested: ConnectionTest) -> None:
+    page = ada.client.get(reverse("console:account", args=[ada.account.pk])).content.decode()
+    assert "535 5.7.8 &lt;b&gt;no&lt;/b&gt;" in page and "<b>no</b>" not in page
+    assert "Create an app password." in page and "PLAIN, LOGIN" in page
+
+
 @pytest.fixture
 def html_of(ada: Owner) -> Any:
     def read(body: str, **values: Any) -> tuple[str, str]:
