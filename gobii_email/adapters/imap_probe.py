@@ -17,6 +17,7 @@ from gobii_email.adapters.probe import (
     Missed,
     OnLine,
     OnStep,
+    greeted,
     walk,
     warned,
 )
@@ -81,8 +82,7 @@ class ImapProbe:
     # Steps
 
     def _read_greeting(self) -> Found:
-        said = safe_text(self._second_look.before_long(self._dialogue))
-        return Found(said, raw=said)
+        return greeted(lambda: self._second_look.before_long(self._dialogue))
 
     def _ask_for_tls(self) -> Found:
         self._dialogue.ask_for_tls()

@@ -6,7 +6,7 @@ is how steps are taken, timed and told.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gobii_email.domain.advice import advice_for
 from gobii_email.domain.diagnosis import Step, StepStatus
@@ -53,6 +53,16 @@ def unfollowed(step: Step) -> None:
 
 def warned(key: str, text: str, **facts: object) -> Found:
     return Found(text, facts, advice_for(key), status=StepStatus.WARN)
+
+
+def greeted(read: Callable[[], str]) -> Found:
+    """The server's first line, with a warning where it lets people wait for it."""
+    began = time.monotonic()
+    said = read()
+    waited = time.monotonic() - began
+    if waited > SLOW_GREETING_SECONDS:
+        return replace(warned("slow-greeting", f"It took {waited:.0f} s: {said}"), raw=said)
+    return Found(said, raw=said)
 
 
 def walk(

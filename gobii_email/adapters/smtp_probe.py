@@ -4,19 +4,18 @@ Walks the very dialogue that submissions use, so that a test cannot pass where a
 Which account is tested, and who may see the result, is decided by the services.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 
 from gobii_email.adapters.dialer import Deadline, DialFailed, DialPolicy
 from gobii_email.adapters.probe import (
-    SLOW_GREETING_SECONDS,
     Act,
     Found,
     Missed,
     OnLine,
     OnStep,
+    greeted,
     walk,
     warned,
 )
@@ -99,12 +98,7 @@ class SmtpProbe:
     # Steps
 
     def _read_greeting(self) -> Found:
-        began = time.monotonic()
-        said = self._second_look.before_long(self._dialogue)
-        waited = time.monotonic() - began
-        if waited > SLOW_GREETING_SECONDS:
-            return replace(warned("slow-greeting", f"It took {waited:.0f} s: {said}"), raw=said)
-        return _said(said)
+        return greeted(lambda: self._second_look.before_long(self._dialogue))
 
     def _introduce(self) -> Found:
         said = self._dialogue.introduce()

@@ -341,6 +341,13 @@ def test_a_test_has_one_budget_for_all_its_steps() -> None:
     assert found.failure is not None and found.failure.lost is not None
 
 
+def test_a_slow_greeting_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gobii_email.adapters.probe.SLOW_GREETING_SECONDS", 0.1)
+    with RawServer(lambda it: (it.wait(0.2), it.say(b"* OK at last"), it.hang())) as server:
+        found = mailboxes(server.port).probe(server_at(server.port, **OPEN), until="greeting")
+    assert found.is_ok and step_of(found, "greeting").status is StepStatus.WARN
+
+
 # What is shown
 
 

@@ -110,7 +110,7 @@ def test_offers_that_change_with_encryption_are_warned_of(authority: ThrowAwayAu
 
 
 def test_a_slow_greeting_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gobii_email.adapters.smtp_probe.SLOW_GREETING_SECONDS", 0.1)
+    monkeypatch.setattr("gobii_email.adapters.probe.SLOW_GREETING_SECONDS", 0.1)
     with RawServer(lambda it: (it.wait(0.2), it.say(b"220 at last"), it.hang())) as server:
         found = probe(server.port, security=Security.NONE, auth=Auth.NONE, until="banner")
     assert step_of(found, "banner").status is StepStatus.WARN and found.is_ok
