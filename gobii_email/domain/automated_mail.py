@@ -91,16 +91,16 @@ def is_autoreply(fields: Fields) -> bool:
         auto_submitted(fields) == "auto-replied"
         or _has_autoreply_field(fields)
         or (has_null_return_path(fields) and "in-reply-to" in fields)
+        or ("x-ms-exchange-inbox-rules-loop" in fields and _suppresses_responses(fields))
     )
 
 
 def has_autoreply_subject(fields: Fields) -> bool:
     """Whether it is a subject of answering programs; one that only tells of an absence needs another hint."""
     subject = fields.get("subject")[:500]
-    is_automatic = (
-        has_null_return_path(fields) or _suppresses_responses(fields) or _precedence(fields) in _BULK
-    )
-    return bool(_ANSWER_SUBJECT.match(subject) or (is_automatic and _ABSENCE_SUBJECT.search(subject)))
+    if _ANSWER_SUBJECT.match(subject):
+        return True
+    return _has_automatic_field(fields) and bool(_ABSENCE_SUBJECT.search(subject))
 
 
 def auto_submitted(fields: Fields) -> str:
@@ -135,6 +135,15 @@ def _has_autoreply_field(fields: Fields) -> bool:
         or _precedence(fields) in ("auto_reply", "auto-reply", "autoreply")
         or fields.raw("x-apple-action").strip().lower() == "vacation"
         or fields.raw("delivered-to").strip().lower() == "autoresponder"
+    )
+
+
+def _has_automatic_field(fields: Fields) -> bool:
+    return (
+        has_null_return_path(fields)
+        or auto_submitted(fields) not in ("", "no")
+        or _suppresses_responses(fields)
+        or _precedence(fields) in _BULK
     )
 
 

@@ -15,15 +15,16 @@ def _any(*phrases: str) -> re.Pattern[str]:
 
 DAEMON = _any(
     r"mail(?:er)?[ _.-]?daemon", r"post[ _-]?master", r"mdaemon",
-    r"mail ?(?:delivery|system|router|admin|server)", r"mail(?:er)? administrator",
+    r"mail[ _.-]?(?:delivery|system|router|admin|server|robot)", r"mail(?:er)? administrator",
     r"delivery (?:sub)?(?:system|agent|service|notif|status)", r"\bbounces?\b", r"system administrator",
-    r"systemadministrator", r"^daemon@", r"\bmmdf\b", r"microsoft outlook", r"microsoft exchange",
+    r"systemadministrator", r"^daemon@", r"\bmmdf\b", r"microsoft outlook", r"microsoft ?exchange",
     r"mail transport agent", r"e?smtp[ _.-]?(?:server|gateway|daemon)", r"postoffice", r"mail-?gateway",
     r"mailgate",
 )  # fmt: skip
 """Senders that are programs: their address or name."""
 
 FAILURE_SUBJECT = _any(
+    r"^rejected: ", r"automatically rejected",
     r"message you sent.{0,20}(?:blocked|rejected)",
     r"failure notice", r"returned (?:mail|e-?mail|message|to sender)", r"undeliver",
     r"not? deliver(?:ed|able)", r"non-?deliver",
@@ -152,7 +153,7 @@ LABEL = _any(
     r"user unknown", r"receiver not found", r"user mailbox exceeds allowed size", r"user'?s mailbox is full",
     r"mailbox (?:is )?full", r"delivery failed(?: .{1,20})?", r"account (?:is )?(?:disabled|full)",
     r"invalid final delivery userid", r"(?:deliver(?:ed|y)?|sent|message|mail|relay) to", r"host unknown",
-    r"(?:user|name|email)",
+    r"\buser",
     r"(?:unable|failed|impossible|could not|cannot) (?:to )?"
     rf"(?:deliver|send)(?: (?:your |the )?{_MAIL})?(?: to)?",
     r"expanded from", r"empfänger(?:adresse)?", r"destinataires?", r"destinatari[oi]s?", r"ontvangers?",

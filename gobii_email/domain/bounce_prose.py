@@ -39,6 +39,7 @@ _CLOSING = " \t\"'>)]}`”»"
 _NAME_BEFORE = re.compile(r"[^@:]{1,80}[<(\[]\Z")
 _DATE = re.compile(r"^(?:on|am|le|el|il|op|em|den|på|dne) .{0,20}\d|\d{1,4}[./-]\d{1,2}[./-]\d")
 _LABEL_END = re.compile(r"\s*[:：=]?\s*[\"'<(\[`]*(?:smtp:|mailto:|rfc822[;:])?\s*<?\Z")
+_REPLY = re.compile(r"rcpt to|(?:said|response|returned|error)\W{1,5}[45]\d\d\b|\b55\d [^\d]")
 _TRANSCRIPT = re.compile(r"rcpt to|^\W{0,6}[245]\d\d[ -]|said:|responded|response")
 
 
@@ -73,6 +74,11 @@ class Prose:
     @property
     def says_failure(self) -> bool:
         return bool(phrases.FAILURE.search(self.flat) or self.says_delay)
+
+    @property
+    def has_reply(self) -> bool:
+        """Whether it quotes what a mail server said."""
+        return bool(status_in(self.flat) or _REPLY.search(self.flat))
 
     @property
     def says_delay(self) -> bool:

@@ -136,12 +136,10 @@ class _Letter:
     def _status_report(self) -> Returned | None:
         if not (self.is_multipart_report or self._is_from_a_program()):
             return None
-        for part in self.parts:
-            if part.content_type in _STATUS_TYPES:
-                report = dsn.read_delivery_status(part.text(max_octets=_MAX_REPORT_OCTETS))
-                if report.recipients:
-                    return self._from_report(report, self._copy(), Sureness.SURE)
-        return None
+        parts = [part for part in self.parts if part.content_type in _STATUS_TYPES]
+        text = "\n\n".join(part.text(max_octets=_MAX_REPORT_OCTETS) for part in parts[:20])
+        report = dsn.read_delivery_status(text)
+        return self._from_report(report, self._copy(), Sureness.SURE) if report.recipients else None
 
     def _from_report(self, report: dsn.DeliveryReport, copy: OriginalMail, sureness: Sureness) -> Returned:
         if not copy.message_id and report.original_message_id:
@@ -208,23 +206,38 @@ class _Letter:
         return self._from_report(report, _copied(text[at:]), Sureness.LIKELY) if report.recipients else None
 
     def _told(self, prose: Prose) -> Returned | None:
-        if not (self.failed or self.is_report_subject or prose.says_failure):
-            return None
-        recipients = bounce_prose.recipients_in(
-            prose, subject=self.subject, named=self.failed, strangers=self._strangers()
-        )
-        if not recipients:
-            return None
         copy = self._copy_or(prose)
+        if not (self.failed or self._is_believable(prose, copy)):
+            return None
+        strangers = self._strangers()
+        recipients = bounce_prose.recipients_in(
+            prose, subject=self.subject, named=self.failed, strangers=strangers
+        )
+        is_about_others = any(recipient.address.lower() not in strangers for recipient in recipients)
+        is_evident = is_about_others or self.failed or self._returns_something(prose, copy)
+        if not (recipients and is_evident):
+            return None
         return self._returned(_kind_of(recipients), recipients, copy, Source.PROSE, Sureness.LIKELY)
 
+    def _returns_something(self, prose: Prose, copy: OriginalMail) -> bool:
+        return copy != OriginalMail() or prose.has_reply
+
+    def _is_believable(self, prose: Prose, copy: OriginalMail) -> bool:
+        """Whether two signs say that a server returned a mail: people and shops write of failures too."""
+        signs = (
+            self.is_daemon,
+            self.is_report_subject,
+            has_null_return_path(self.fields),
+            self._returns_something(prose, copy),
+        )
+        return sum(signs) >= 2 and (self.is_report_subject or prose.says_failure)
+
     def _without_recipients(self) -> Returned | None:
-        """A report that names nobody is about whom the returned mail was sent to, if that was one."""
+        """A report that names nobody is about whom the returned mail was sent to, if to one."""
         prose = split_prose(self._text("text/plain", _MAX_PROSE_OCTETS))
-        is_certain = self.is_daemon and (self.is_report_subject or prose.says_failure)
-        if not is_certain:
-            return None
         copy = self._copy_or(prose)
+        if not (self.is_daemon and self.is_report_subject and self._returns_something(prose, copy)):
+            return None
         addressed = Prose((*prose.lines, *(f"To: {address}" for address in copy.recipients[:1])))
         recipients = bounce_prose.recipients_in(addressed, subject=self.subject)
         kind = _kind_of(recipients) if recipients else Kind.FAILED

@@ -146,6 +146,12 @@ ORDINARY = {
     "notification": mail("Your invoice", "Paid.", header="Auto-Submitted: auto-generated\n"),
     "parcel": mail("Delivery status: out for delivery", "Your parcel arrives today."),
     "postmaster": mail("Maintenance", f"Questions to {NOBODY}.", sender="postmaster@there.example"),
+    "failed parcel": mail("Delivery failed", f"We were unable to deliver your parcel.\n\nEmail: {NOBODY}\n"),
+    "quota warning": mail("Mailbox full", f"Your mailbox is full: {SENDER}", sender="postmaster@x.example"),
+    "outage": mail("Outage", f"Mail could not be sent to {NOBODY}.", sender="Mail Server <ops@x.example>"),
+    "held by a list": mail(
+        "Your message awaits approval", f"Your mail to {NOBODY} was rejected or is held.",
+        sender="list-bounces@there.example", header="List-Id: <list.there.example>\n"),
     "leave request": mail("Urlaub im Mai", "Bitte genehmigen."),
     "receipt": RECEIPT.encode(),
     "empty": b"",
