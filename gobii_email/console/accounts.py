@@ -20,6 +20,7 @@ from gobii_email.conf import config
 from gobii_email.console import audit, connecting
 from gobii_email.console.access import page, require_right
 from gobii_email.console.forms import LIMITS, SIDES, PauseForm, ReasonForm, SettingsForm
+from gobii_email.domain.addresses import one_line
 from gobii_email.domain.classification import AccountState
 from gobii_email.domain.providers import provider_of_host
 from gobii_email.models import AgentEmailAccount, ConnectionTest, MailHost
@@ -42,8 +43,10 @@ DIRECTIONS = {"outbound": "Sending", "inbound": "Receiving"}
 
 @page()
 def accounts(request: HttpRequest, whose: Whose) -> HttpResponse:
-    now = timezone.now()
-    rows, after = browse.accounts(whose, request.GET.get("from", ""))
+    now, start = timezone.now(), request.GET.get("from", "")
+    if not start.isprintable():
+        raise Http404
+    rows, after = browse.accounts(whose, start)
     used = browse.limits_used(rows, now)
     context = {
         "rows": [{"account": row, "state": row.state_at(now), "used": used[row.pk]} for row in rows],
@@ -146,7 +149,7 @@ def _act(act: _Act) -> Any:
         try:
             return act(request, found)
         except ChangedMeanwhile:
-            return _shown(request, _account(whose, pk), status=409, problem=_CHANGED_STATE)
+            return _shown(request, _account(whose, pk), status=409, problem=_CHANGED_STATE, **_typed(request))
 
     view.__name__ = act.__name__
     return page("POST")(view)
@@ -215,12 +218,8 @@ def pause(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
     if not form.is_valid():
         return _shown(request, found, status=422, pause=form)
     reason, until = form.cleaned_data["reason"], form.until()
-    try:
-        with unchanged(found.pk, STATE, request.POST.get("version", "")) as fresh:
-            hold.pause(fresh, reason=f"Paused by {request.user.get_username()}: {reason}", until=until)
-    except ChangedMeanwhile:
-        found.refresh_from_db()
-        return _shown(request, found, status=409, pause=form, problem=_CHANGED_STATE)
+    with unchanged(found.pk, STATE, request.POST.get("version", "")) as fresh:
+        hold.pause(fresh, reason=f"Paused by {request.user.get_username()}: {reason}", until=until)
     span = f"until {until:%Y-%m-%d %H:%M} UTC" if until else "until somebody resumes it"
     return _done(request, found, f"Paused {span}. Its mail waits.", reason)
 
@@ -232,8 +231,17 @@ def resume(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
     return _done(request, found, f"Resumed; messages that were waiting: {waiting}.", _reason(request))
 
 
+def _typed(request: HttpRequest) -> dict[str, forms.Form]:
+    """The reason that was given, in whichever form the page has now."""
+    values = {name: request.POST.get(name, "") for name in ("reason", "length")}
+    return {
+        "pause": PauseForm(initial=values, auto_id="pause-%s"),
+        "reason": ReasonForm(initial=values, auto_id="reason-%s"),
+    }
+
+
 def _reason(request: HttpRequest) -> str:
-    return request.POST.get("reason", "")[: audit.MAX_REASON_CHARACTERS]
+    return one_line(request.POST.get("reason", ""))[: audit.MAX_REASON_CHARACTERS]
 
 
 @_act

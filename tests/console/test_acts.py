@@ -172,9 +172,20 @@ def test_a_mailbox_that_was_held_meanwhile_is_looked_at_first(name: str, ada: Ow
     hold.pause(ada.account, reason="Somebody else was faster")
     response = ada.client.post(action, form | {"reason": "Typed at length"})
     assert response.status_code == 409
-    assert "Somebody else was faster" in response.content.decode()
+    page = response.content.decode()
+    assert "Somebody else was faster" in page and 'value="Typed at length"' in page
+    assert problems(page) == []
     account = AgentEmailAccount.objects.get(pk=ada.account.pk)
     assert account.state_reason == "Somebody else was faster" and account.is_outbound_enabled
+    assert notes() == []
+
+
+def test_a_resumption_that_comes_too_late_keeps_its_reason(ada: Owner) -> None:
+    hold.pause(ada.account, reason="Moving house")
+    action, form = account_form(ada, "resume")
+    hold.resume(ada.account)
+    response = ada.client.post(action, form | {"reason": "Typed at length"})
+    assert response.status_code == 409 and 'value="Typed at length"' in response.content.decode()
     assert notes() == []
 
 
