@@ -7,6 +7,7 @@ connection) says nothing about the settings, so it is only noted.
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -55,7 +56,8 @@ OnLine = Callable[[str], None]
 _LASTING = {AccountState.AUTH_NEEDED, AccountState.CONFIG_NEEDED, AccountState.BLOCKED}
 _STEPS = {SMTP: SMTP_STEPS, IMAP: IMAP_STEPS}
 _PASSED = {SMTP: "The server accepts mail from this account.", IMAP: "The mailbox can be read."}
-_running = threading.BoundedSemaphore(AT_ONCE)
+_entrance = threading.Lock()
+_under_way: dict[object, float] = {}
 
 
 class TooManyTests(Exception):
@@ -110,24 +112,41 @@ for _function in (test_smtp, test_imap):
 
 
 def start_test(account: AgentEmailAccount, protocol: str, asked_by: str) -> ConnectionTest:
-    """Begins a test in the background; the row's steps grow as they end. Raises TooManyTests."""
-    if not _running.acquire(blocking=False):
-        raise TooManyTests(f"{AT_ONCE} tests are under way here; begin this one in a minute.")
+    """Begins a test in the background, once the caller's transaction is committed; its row's steps grow as
+    they end. Raises TooManyTests.
+    """
+    place = _take_place()
     try:
         row = _begun(account, protocol, asked_by)
-        threading.Thread(target=_in_the_background, args=(row,), name="test", daemon=True).start()
+        thread = threading.Thread(target=_in_the_background, args=(row, place), name="test", daemon=True)
+        transaction.on_commit(thread.start)
     except BaseException:
-        _running.release()
+        _under_way.pop(place, None)
         raise
     return row
 
 
-def _in_the_background(row: ConnectionTest) -> None:
+def _in_the_background(row: ConnectionTest, place: object) -> None:
     try:
         _tested(row)
     finally:
         connections.close_all()
-        _running.release()
+        _under_way.pop(place, None)
+
+
+def _take_place() -> object:
+    """One of this process's places for tests; raises TooManyTests. A place that nobody gives back, because
+    its transaction came to nothing, is free again after LONGEST.
+    """
+    with _entrance:
+        oldest = time.monotonic() - LONGEST.total_seconds()
+        for forgotten in [place for place, taken_at in _under_way.items() if taken_at < oldest]:
+            _under_way.pop(forgotten, None)
+        if len(_under_way) >= AT_ONCE:
+            raise TooManyTests(f"{AT_ONCE} tests are under way here; begin this one in a minute.")
+        place = object()
+        _under_way[place] = time.monotonic()
+        return place
 
 
 def latest_test(account: AgentEmailAccount, protocol: str) -> ConnectionTest | None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.utils import timezone
 
 from gobii_email.models import AgentEmailAccount, ConnectionTest
@@ -258,3 +259,18 @@ def test_a_process_runs_only_so_many_tests_at_once(server: ScriptedSmtpServer) -
         start_test(account, "smtp", "olga")
     eventually(lambda: not ConnectionTest.objects.filter(finished_at=None).exists())
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "test"])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_test_begins_with_its_callers_commit_and_not_at_all_without(server: ScriptedSmtpServer) -> None:
+    account = account_at(server)
+    with transaction.atomic():
+        start_test(account, "smtp", "olga")
+        transaction.set_rollback(True)
+    assert not ConnectionTest.objects.exists()
+    with transaction.atomic():
+        start_test(account, "smtp", "olga")
+        time.sleep(0.2)
+        assert server.connections == 0
+    eventually(lambda: row().finished_at is not None)
+    assert row().is_ok and server.connections == 1
