@@ -52,7 +52,9 @@ class ImapProbe:
         self._deadlines = replace(deadlines, greeting=min(deadlines.greeting, deadlines.probe * PATIENCE))
         self._target = Target(server.host, server.port, policy, self._within, deadlines.blocked)
         self._dialogue = self._connection(on_line)
-        self._second_look = SecondLook(IMAP, server.security, self._connection, self._within, _UNSPOKEN)
+        self._second_look = SecondLook(
+            IMAP, server.host, server.security, self._connection, self._within, _UNSPOKEN
+        )
         self._folders: Sequence[str] = ()
 
     def walk(self, until: str, on_step: OnStep) -> Probe:

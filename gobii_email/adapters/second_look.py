@@ -4,14 +4,14 @@ Fetches the certificate that was refused, or finds out whether the server speaks
 in clear, or in clear where TLS was. Goes to the very addresses that the test had vetted.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gobii_email.adapters.certificate import Certificate, fetch_unverified
-from gobii_email.adapters.dialer import Deadline
+from gobii_email.adapters.dialer import Deadline, ascii_host
 from gobii_email.adapters.probe import Missed
 from gobii_email.adapters.probe_opening import certificate_missed, is_about_the_certificate
 from gobii_email.adapters.wire import Broken, Wire
@@ -19,6 +19,8 @@ from gobii_email.domain.advice import advice_for
 from gobii_email.domain.findings import Finding, of_wrong_security
 from gobii_email.domain.outcomes import Cause
 from gobii_email.ports import Security
+
+T = TypeVar("T")
 
 BRIEF = timedelta(seconds=5)
 PATIENCE = 0.4
@@ -49,9 +51,10 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SecondLook:
-    """Looks again at a server set to `security`; `connect` makes a connection that is not dialled yet."""
+    """Looks again at `host`, set to `security`; `connect` makes a connection that is not dialled yet."""
 
     protocol: str
+    host: str
     security: Security
     connect: Callable[[], Connection]
     within: Deadline
@@ -85,39 +88,38 @@ class SecondLook:
         return missed
 
     def _with_certificate(self, missed: Missed, cause: Cause) -> Missed:
-        with self._look() as connection:
-            if self.security is Security.STARTTLS:
-                connection.come_to_tls()
-            session = connection.session
-            assert session.sock is not None
-            certificate: Certificate | None = fetch_unverified(
-                session.sock, session.peer_name, session.deadline
-            )
-            return certificate_missed(missed, cause, session.peer_name, certificate)
-        return missed
+        certificate = self._look(self._certificate, None)
+        return certificate_missed(missed, cause, ascii_host(self.host), certificate)
+
+    def _certificate(self, connection: Connection) -> Certificate | None:
+        if self.security is Security.STARTTLS:
+            connection.come_to_tls()
+        session = connection.session
+        assert session.sock is not None
+        return fetch_unverified(session.sock, session.peer_name, session.deadline)
 
     def _speaks_tls(self) -> bool:
-        with self._look() as connection:
-            try:
-                connection.encrypt()
-            except Broken as ended:
-                return is_about_the_certificate(ended.cause)
-            return True
-        return False
+        return self._look(_encrypts, False)
 
     def _speaks_in_clear(self) -> bool:
-        with self._look() as connection:
-            connection.read_greeting()
-            return True
-        return False
+        return self._look(lambda connection: bool(connection.read_greeting()), False)
 
-    @contextmanager
-    def _look(self) -> Iterator[Connection]:
-        """A dialled connection; what fails on it ends the block."""
+    def _look(self, see: Callable[[Connection], T], otherwise: T) -> T:
+        """What `see` finds on a dialled connection; `otherwise` where that does not come about."""
         with closing(self.connect()) as connection, suppress(*self.expected):
             connection.be_done_within(Deadline(BRIEF, within=self.within))
             connection.dial()
-            yield connection
+            return see(connection)
+        return otherwise
+
+
+def _encrypts(connection: Connection) -> bool:
+    """Whether the server speaks TLS, with a certificate that is trusted or not."""
+    try:
+        connection.encrypt()
+    except Broken as ended:
+        return is_about_the_certificate(ended.cause)
+    return True
 
 
 def _with(missed: Missed, finding: Finding) -> Missed:

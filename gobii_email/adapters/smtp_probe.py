@@ -57,7 +57,9 @@ class SmtpProbe:
         self._deadlines = replace(deadlines, banner=min(deadlines.banner, deadlines.probe * PATIENCE))
         self._target = Target(server.host, server.port, policy, self._within, deadlines.blocked)
         self._dialogue = self._connection(on_line)
-        self._second_look = SecondLook(SMTP, server.security, self._connection, self._within, _UNSPOKEN)
+        self._second_look = SecondLook(
+            SMTP, server.host, server.security, self._connection, self._within, _UNSPOKEN
+        )
         self._offers: dict[str, str] = {}
 
     def walk(self, sender: str, recipient: str | None, until: str, on_step: OnStep) -> Probe:

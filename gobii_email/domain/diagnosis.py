@@ -11,14 +11,14 @@ from types import MappingProxyType
 from typing import Any
 
 SMTP_STEPS = (
-    "settings", "policy", "dns", "tcp", "tls", "banner", "ehlo", "starttls", "ehlo_again", "auth", "mail",
+    "settings", "policy", "dns", "tcp", "banner", "ehlo", "starttls", "tls", "ehlo_again", "auth", "mail",
     "rcpt", "message",
 )  # fmt: skip
 IMAP_STEPS = (
-    "settings", "policy", "dns", "tcp", "tls", "greeting", "starttls", "capabilities", "auth", "list",
+    "settings", "policy", "dns", "tcp", "greeting", "starttls", "tls", "capabilities", "auth", "list",
     "select",
 )  # fmt: skip
-"""All steps, in the order of a connection in clear; where TLS comes first, so does its step."""
+"""All steps, in the order of a connection that begins in clear; with SSL/TLS `tls` follows `tcp`."""
 
 
 class StepStatus(StrEnum):

@@ -3,8 +3,10 @@
 import base64
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_network
@@ -207,6 +209,30 @@ def test_a_server_that_only_keeps_silent_is_not_taken_for_tls() -> None:
         found = probe(server.port, 0.4)
     assert failed(found).id == "banner" and "does not answer in time" in failed(found).advice
     assert not is_lasting(found)
+
+
+@pytest.mark.parametrize("certificate", ["expired", ""])
+def test_a_server_that_takes_one_connection_only_is_diagnosed_all_the_same(
+    authority: ThrowAwayAuthority, certificate: str
+) -> None:
+    """The second look comes to nothing, and takes nothing away."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection = listener.accept()[0]
+            listener.close()
+            with suppress(OSError):
+                if certificate:
+                    getattr(authority, certificate)().wrap_socket(connection, server_side=True)
+            connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        found = probe(listener.getsockname()[1], security=Security.SSL if certificate else Security.NONE)
+        thread.join()
+    step = failed(found)
+    assert step.id == ("tls" if certificate else "banner")
+    assert ("must renew it" if certificate else "broke the connection off") in step.advice
 
 
 def test_a_closed_port_names_the_usual_ones() -> None:
