@@ -118,14 +118,8 @@ class ImapDialogue:
     def dial(self) -> None:
         self._begin("the connection", self.deadlines.connect)
         self.session.peer_name = ascii_host(self.server.host)
-        self.session.sock = dial(
-            self.server.host, self.server.port, self._policy, self.session.deadline, self._known
-        )
-        try:
-            self._peer_address = str(self.session.sock.getpeername()[0])
-        except OSError:
-            text = f"{self.session.peer_name} closed the connection at once."
-            raise Broken(Cause.CONNECTION_LOST, text) from None
+        sock = dial(self.server.host, self.server.port, self._policy, self.session.deadline, self._known)
+        self._peer_address = self.session.attach(sock)
 
     def encrypt(self) -> str:
         self._begin("the TLS handshake", self.deadlines.tls)

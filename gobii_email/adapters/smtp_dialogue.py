@@ -212,14 +212,8 @@ class Dialogue:
         self.session.peer_name = ascii_host(self.server.host)
         if self._resumes:
             self.session.endpoint = (self.session.peer_name, self.server.port, str(self.server.security))
-        self.session.sock = dial(
-            self.server.host, self.server.port, self._policy, self.session.deadline, self._known
-        )
-        try:
-            self._peer_address = str(self.session.sock.getpeername()[0])
-        except OSError:
-            text = f"{self.session.peer_name} closed the connection at once."
-            raise Broken(Cause.CONNECTION_LOST, text) from None
+        sock = dial(self.server.host, self.server.port, self._policy, self.session.deadline, self._known)
+        self._peer_address = self.session.attach(sock)
         return ""
 
     def read_greeting(self) -> str:

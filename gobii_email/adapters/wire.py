@@ -60,6 +60,14 @@ class Wire:
         self._secrets: list[bytes] = []
         self._blobs: list[bytes] = []
 
+    def attach(self, sock: socket.socket) -> str:
+        """Takes `sock`, which is connected, and answers its peer's address."""
+        self.sock = sock
+        try:
+            return str(sock.getpeername()[0])
+        except OSError:
+            self._break(Cause.CONNECTION_LOST, "{host} closed the connection at once.")
+
     def _read_line(self, budget: int) -> bytes:
         searched = 0
         while (end := self._received.find(b"\n", searched, budget)) < 0:
