@@ -32,7 +32,6 @@ _COPIED_FIELD = re.compile(
     r"(?:Received|Return-Path|Message-ID|MIME-Version|DKIM-Signature|X-[A-Za-z][\w-]*|Delivered-To):\s",
     re.IGNORECASE,
 )
-_MAILTO = re.compile(r"[<\[(]mailto:[^\s>\])]{1,320}[>\])]", re.IGNORECASE)
 _MAILTO_ALONE = re.compile(r"[^@:]{1,80}[<\[(]mailto:([^\s>\])]{1,320})[>\])]\s*", re.IGNORECASE)
 _OPENING = " \t\"'<([{>*•-:`“«"
 _CLOSING = " \t\"'>)]}`”»"
@@ -140,7 +139,6 @@ def _mentions(lines: Sequence[str]) -> Iterable[Mention]:
 def _mentions_on(line: str, before: str, number: int) -> Iterable[Mention]:
     if alone := _MAILTO_ALONE.fullmatch(line):
         line = alone[1]
-    line = _MAILTO.sub("", line)
     rest = line
     for address in addresses_in(line):
         at = rest.find(address)

@@ -45,6 +45,20 @@ def test_the_original_recipient_is_kept_beside_the_final_one():
     assert (recipient.address, recipient.original) == ("a@there.example", "b@sender.example")
 
 
+def test_an_original_recipient_after_a_blank_line_belongs_to_the_next():
+    first, second = read_delivery_status(
+        RECIPIENT + "Action: failed\n\nOriginal-Recipient: rfc822;b@sender.example\n"
+        "Final-Recipient: rfc822;c@there.example\nAction: delayed"
+    ).recipients
+    assert (first.address, first.original, first.action) == ("a@there.example", "", Action.FAILED)
+    assert (second.address, second.original) == ("c@there.example", "b@sender.example")
+
+
+def test_a_blank_line_after_the_action_separates_nothing():
+    (recipient,) = read_delivery_status("Action: delayed\n\n" + RECIPIENT + "Status: 5.4.7").recipients
+    assert (recipient.action, recipient.status) == (Action.DELAYED, "5.4.7")
+
+
 def test_the_diagnostic_is_one_safe_line():
     text = RECIPIENT + "Diagnostic-Code: smtp; 550 no\n  such\x1b[2J user\u202e"
     assert read_delivery_status(text).recipients[0].diagnostic == "550 no such [2J user"

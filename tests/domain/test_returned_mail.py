@@ -87,6 +87,43 @@ def test_a_report_that_names_nobody_is_about_whom_the_copy_was_sent_to():
     assert [(one.address, one.evidence.sureness) for one in returned.recipients] == [(NOBODY, Sureness.WEAK)]
 
 
+def bounce(text):
+    return read_mail(
+        f"Return-Path: <>\nFrom: MAILER-DAEMON@there.example\nSubject: failed\n\n{text}".encode()
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Your mail for {NOBODY} was not delivered.\nIf not delivered, contact desk@there.example.",
+        f"Not delivered:\n\n<{NOBODY}>:\n550 unknown\n\nYours,\npostmaster@there.example\n",
+        f"Not delivered:\n\n{NOBODY}<mailto:{NOBODY}>\n550 unknown\n\nfrom: desk@there.example\n",
+    ],
+    ids=["contact", "signature", "sender"],
+)
+def test_who_helps_is_not_taken_for_a_recipient(text):
+    assert [one.address for one in bounce(text).recipients] == [NOBODY]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("was delayed for 4 hours; we will keep trying", Kind.DELAYED),
+        ("was delayed for 5 days; this is a permanent failure", Kind.FAILED),
+        ("was delayed for 5 days and has been returned", Kind.FAILED),
+        ("could not be delivered", Kind.FAILED),
+    ],
+)
+def test_a_delay_ends_where_the_system_gives_up(text, kind):
+    assert bounce(f"<{NOBODY}>:\nYour mail {text}.").kind == kind
+
+
+def test_what_the_returned_mail_says_is_not_what_the_report_says():
+    raw = NAMED["empty-status-part"].raw.replace(b"Hello, the", f"<{FULL}>: 550 5.1.1 unknown".encode())
+    assert [one.address for one in read_mail(raw).recipients] == [NOBODY]
+
+
 @pytest.mark.parametrize("lost", [b"multipart/report", b"boundary=", b"Content-Type: multipart"])
 def test_a_report_whose_parts_cannot_be_told_apart_is_read_as_text(lost):
     returned = read_mail(NAMED["postfix"].raw.replace(lost, b"lost", 1))
@@ -123,7 +160,7 @@ RECEIPT = f"""\
 Return-Path: <>
 From: Eve <eve@there.example>
 To: {SENDER}
-Subject: Not read: Figures
+Subject: Not read: Undeliverable parcels
 Content-Type: multipart/report; report-type=disposition-notification; boundary=o
 
 --o
@@ -141,6 +178,8 @@ ORDINARY = {
     "question": mail("Our figures", f"Could you send them to {NOBODY}? He did not receive them."),
     "forwarded bounce": mail("Fwd: failure notice", f"What is this?\n\n{NAMED['qmail'].raw.decode()}"),
     "attached bounce": attached(NAMED["postfix"].raw),
+    "copied report": mail("Look", "", header="Content-Type: multipart/mixed; boundary=o\n")
+    + f"--o\nContent-Type: message/delivery-status\n\nFinal-Recipient: rfc822;{NOBODY}\n".encode(),
     "answer to a bounce": mail("Re: Undelivered Mail", f"> <{NOBODY}>: 550 5.1.1 unknown\n\nTry {FULL}"),
     "newsletter": mail("Deliver more", f"Unsubscribe: {SENDER}", header="List-Id: <n.there.example>\n"),
     "notification": mail("Your invoice", "Paid.", header="Auto-Submitted: auto-generated\n"),
@@ -175,6 +214,9 @@ ANSWERS = {
         "Figures", f"My mailbox does not exist any more, use {NOBODY}: it could not be delivered.",
         header=f"Auto-Submitted: auto-replied\n{ANSWERING}"),
     "precedence": mail("Figures", "Away.", header=f"Precedence: auto_reply\n{ANSWERING}"),
+    "postmaster": b"Return-Path: <>\n" + mail(
+        "Automatic reply: Undeliverable", f"{NOBODY} could not be delivered.", sender="postmaster@x.example",
+        header=ANSWERING),
     "absence": mail("Urlaub", "Away.", header=f"X-Auto-Response-Suppress: All\n{ANSWERING}"),
 }  # fmt: skip
 
