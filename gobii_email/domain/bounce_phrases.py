@@ -116,6 +116,13 @@ FINAL = _any(
 )  # fmt: skip
 """Words that make a report final even where it speaks of delays as well."""
 
+SUCCESS = _any(
+    r"successful", r"(?:was|were|been|is|are) (?:delivered|relayed|received)", r"\(success\)", r"\(relay\)",
+    r"erfolgreich", r"zugestellt", r"remis(?:e)? avec succ", r"entregado correctamente", r"recapitato",
+    r"доставлено", r"配信済み", r"配信されました", r"已送达", r"성공",
+)  # fmt: skip
+"""Words of a report on a mail that arrived; believed only where no sentence says failure."""
+
 POSTFIX_RETRIES = "it will be retried until"
 
 _RETURNED = r"(?:original|returned|unsent|undelivered|old|rejected|transmitted)"

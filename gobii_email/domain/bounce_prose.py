@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
 
 from gobii_email.domain import bounce_phrases as phrases
 from gobii_email.domain.dsn import (
@@ -27,6 +28,8 @@ from gobii_email.domain.smtp_replies import safe_text
 
 MAX_LINES = 2_000
 MAX_LINE_CHARACTERS = 600
+_SENTENCE_CHARACTERS = 160
+_MAX_MENTIONS = 3_000
 
 _COPIED_FIELD = re.compile(
     r"(?:Received|Return-Path|Message-ID|MIME-Version|DKIM-Signature|X-[A-Za-z][\w-]*|Delivered-To):\s",
@@ -99,7 +102,7 @@ def recipients_in(
     `strangers` are addresses, in lower case, that belong to the report's own sender and reader: they are
     taken for recipients only where nobody else is named.
     """
-    mentions = _strongest(list(_mentions(prose.lines)), strangers)
+    mentions = _strongest(list(islice(_mentions(prose.lines), _MAX_MENTIONS)), strangers)
     action = _action(prose, subject)
     if named:
         lines = {mention.address.lower(): mention.line for mention in mentions}
@@ -161,9 +164,10 @@ def _position(prefix: str, suffix: str, before: str) -> Position | None:
         return Position.LISTED
     if prefix.strip() == "to:":
         return Position.ADDRESSED
-    sentence = f"{before} {prefix} {suffix}"
-    if phrases.CONTACT.search(f"{before} {prefix}"):
+    leading = f"{before} {prefix}"[-_SENTENCE_CHARACTERS:]
+    if phrases.CONTACT.search(leading):
         return None
+    sentence = f"{leading} {suffix[:_SENTENCE_CHARACTERS]}"
     return Position.SENTENCE if phrases.FAILURE.search(sentence) or phrases.DELAY.search(sentence) else None
 
 
@@ -178,7 +182,7 @@ def _ends_entry(suffix: str) -> bool:
 
 
 def _is_label(prefix: str) -> bool:
-    found = list(phrases.LABEL.finditer(prefix))[-1:]
+    found = list(phrases.LABEL.finditer(prefix, max(0, len(prefix) - _SENTENCE_CHARACTERS)))[-1:]
     return bool(found and _LABEL_END.match(prefix, found[0].end()))
 
 
@@ -199,6 +203,8 @@ def _is_helper(address: str) -> bool:
 
 def _action(prose: Prose, subject: str) -> Action:
     text = f"{subject.lower()} {prose.flat}"
+    if phrases.SUCCESS.search(text) and not prose.says_failure:
+        return Action.DELIVERED
     if phrases.POSTFIX_RETRIES in text or "warning message only" in text:
         return Action.DELAYED
     return Action.DELAYED if phrases.DELAY.search(text) and not phrases.FINAL.search(text) else Action.FAILED

@@ -119,6 +119,19 @@ def test_a_delay_ends_where_the_system_gives_up(text, kind):
     assert bounce(f"<{NOBODY}>:\nYour mail {text}.").kind == kind
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("was delivered", Kind.DELIVERED),
+        ("was delivered to a relay that could not deliver it", Kind.FAILED),
+    ],
+)
+def test_good_news_in_prose_is_believed_only_without_bad_news(text, kind):
+    subject = "Delivery Status Notification (Success)"
+    raw = mail(subject, f"Your mail {text}:\n\n{NOBODY}", sender="postmaster@there.example")
+    assert [read_mail(raw).kind, read_mail(raw).recipients[0].address] == [kind, NOBODY]
+
+
 def test_what_the_returned_mail_says_is_not_what_the_report_says():
     raw = NAMED["empty-status-part"].raw.replace(b"Hello, the", f"<{FULL}>: 550 5.1.1 unknown".encode())
     assert [one.address for one in read_mail(raw).recipients] == [NOBODY]
@@ -270,7 +283,7 @@ def test_damaged_mail_is_read_without_an_error(raw):
 REPEATED = [
     b"<", b"@", b"a@", b"a@b.example ", b"<a@b.example>:\n", b"\n", b" ", b"5.1.1 ", b"a.", b"from ", b"to: ",
     b"delivery ", b"\xe3\x82\xa8", b"could not be ", b"original message ", b"a@b.c<mailto:", b"&lt;", b"<a ",
-    b"<!--", b'{"a":', b"final-recipient: a@b.c\n",
+    b"not delivered to a@b.c, ", b"<!--", b'{"a":', b"final-recipient: a@b.c\n",
 ]  # fmt: skip
 
 
