@@ -71,7 +71,8 @@ class Compiled(Generic[Found]):
             return [statement.read(row) for row in cursor.fetchall()]  # type: ignore[misc]
 
     def _compiled(self) -> _Statement:
-        compiler = self._build(self._example).query.get_compiler(connection.alias)
+        rows = self._build(self._example)
+        compiler = rows.query.get_compiler(connection.alias)
         sql, parameters = compiler.as_sql()
         select, info = compiler.select, compiler.klass_info
         positions = info["select_fields"]
@@ -87,6 +88,11 @@ class Compiled(Generic[Found]):
             model=info["model"],
             columns=columns,
             names=tuple(column.target.attname for column, _, _ in select[columns]),
-            populators=get_related_populators(info, select, connection.alias),
+            populators=get_related_populators(info, select, connection.alias, *_fetch_mode_of(rows)),
             annotations=tuple(compiler.annotation_col_map.items()),
         )
+
+
+def _fetch_mode_of(rows: "models.QuerySet[Any]") -> tuple[Any, ...]:
+    """What Django from 6.1 on wants to know for fields that were left out."""
+    return (rows._fetch_mode,) if hasattr(rows, "_fetch_mode") else ()

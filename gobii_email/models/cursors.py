@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from django.db import connection
@@ -25,11 +26,25 @@ def bound_cursor() -> Iterator[Any]:
         with connection.cursor() as cursor:
             yield cursor
         return
+    prepared, unprepared = _cursors()
+    if connection.queries_logged:
+        wrapped = connection.make_debug_cursor(unprepared(connection.connection))
+    else:
+        wrapped = connection.make_cursor(prepared(connection.connection))
+    with connection.wrap_database_errors, wrapped as cursor:
+        yield cursor
+
+
+@cache
+def _cursors() -> tuple[type[Any], type[Any]]:
+    """The one to use, and the one for logs: a statement that is prepared is logged without its text."""
     from psycopg import Cursor
 
-    make = connection.make_debug_cursor if connection.queries_logged else connection.make_cursor
-    with connection.wrap_database_errors, make(Cursor(connection.connection)) as cursor:
-        yield cursor
+    class Unprepared(Cursor[Any]):
+        def execute(self, query: Any, params: Any = None, **_: Any) -> Any:
+            return super().execute(query, params, prepare=False)
+
+    return Cursor, Unprepared
 
 
 def plain(value: Any) -> Any:
