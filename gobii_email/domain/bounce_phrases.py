@@ -24,6 +24,9 @@ DAEMON = _any(
 """Senders that are programs: their address or name."""
 
 FAILURE_SUBJECT = _any(
+    r"kan inte lever", r"kan ikke lever", r"kézbesíthetetlen", r"nelivrabil", r"δεν παραδόθηκε",
+    r"ไม่สามารถส่ง",
+    r"لا يمكن تسليم", r"לא ניתן למסור", r"không gửi được",
     r"^rejected: ", r"automatically rejected",
     r"message you sent.{0,20}(?:blocked|rejected)",
     r"failure notice", r"returned (?:mail|e-?mail|message|to sender)", r"undeliver",
@@ -119,7 +122,7 @@ FINAL = _any(
 SUCCESS = _any(
     r"successful", r"(?:was|were|been|is|are) (?:delivered|relayed|received)", r"\(success\)", r"\(relay\)",
     r"erfolgreich", r"zugestellt", r"remis(?:e)? avec succ", r"entregado correctamente", r"recapitato",
-    r"доставлено", r"配信済み", r"配信されました", r"已送达", r"성공",
+    r"(?<!не )(?<!недо)доставлено", r"配信済み", r"配信されました", r"已送达", r"성공",
 )  # fmt: skip
 """Words of a report on a mail that arrived; believed only where no sentence says failure."""
 

@@ -75,7 +75,12 @@ class Prose:
 
     @property
     def says_failure(self) -> bool:
-        return bool(phrases.FAILURE.search(self.flat) or self.says_delay)
+        """Whether words say so, or a code that needs none."""
+        return (
+            bool(phrases.FAILURE.search(self.flat))
+            or self.says_delay
+            or status_in(self.flat)[:1] in ("4", "5")
+        )
 
     @property
     def has_reply(self) -> bool:

@@ -119,6 +119,44 @@ def test_a_delay_ends_where_the_system_gives_up(text, kind):
     assert bounce(f"<{NOBODY}>:\nYour mail {text}.").kind == kind
 
 
+LANGUAGES = {
+    "Unzustellbar": "Fehler bei der Zustellung an:",
+    "Non remis": "La remise a échoué :",
+    "No se puede entregar": "No se pudo entregar:",
+    "Non recapitabile": "Impossibile recapitare:",
+    "Não é possível entregar": "Falha na entrega:",
+    "Onbestelbaar": "De bezorging is mislukt:",
+    "Niedostarczalne": "Dostarczenie nie powiodło się:",
+    "Kan inte levereras": "Det gick inte att leverera:",
+    "Kan ikke leveres": "Levering mislykkedes:",
+    "Toimitus epäonnistui": "Viestiä ei voitu toimittaa:",
+    "Nedoručitelné": "Doručení se nezdařilo:",
+    "Kézbesíthetetlen": "A kézbesítés nem sikerült:",
+    "Nelivrabil": "Livrarea nu a reușit:",
+    "Teslim edilemedi": "Teslim başarısız oldu:",
+    "Δεν παραδόθηκε": "Η παράδοση απέτυχε:",
+    "Недоставлено": "Сбой доставки:",
+    "Не доставлено": "Не вдалося доставити:",
+    "配信不能": "配信できませんでした:",
+    "无法送达": "传递邮件失败:",
+    "無法傳遞": "傳遞失敗:",
+    "배달되지 않음": "배달하지 못했습니다.",
+    "ไม่สามารถส่งได้": "การส่งล้มเหลว",
+    "لا يمكن تسليمها": "فشل التسليم",
+    "לא ניתן למסור": "המסירה נכשלה",
+    "Không gửi được": "Gửi không thành công",
+    "Mbaile": "No words that anybody knows:",
+}
+
+
+@pytest.mark.parametrize(("subject", "text"), LANGUAGES.items(), ids=LANGUAGES)
+def test_a_code_behind_an_address_is_understood_in_any_language(subject, text):
+    body = f"{text}\n\n{NOBODY}\n#550 5.1.1 RESOLVER.ADR.RecipNotFound; not found ##\n"
+    returned = read_mail(mail(subject, body, sender="postmaster@there.example"))
+    assert returned.kind == Kind.FAILED
+    assert [(one.address, one.status) for one in returned.recipients] == [(NOBODY, "5.1.1")]
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
