@@ -6,8 +6,7 @@ was read and how sure the reading is. Whether it names a mail that was really se
 went to, is for the reader to check first.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -22,6 +21,7 @@ from gobii_email.domain.bounce_prose import Prose, split_prose
 from gobii_email.domain.dsn import Action, Evidence, OriginalMail, ReturnedRecipient, Source, Sureness
 from gobii_email.domain.inbound_mail import InboundMail, Part, read_fields, read_inbound
 from gobii_email.domain.plaintext import html_to_plaintext
+from gobii_email.domain.ses_notifications import read_notification
 
 _MAX_PROSE_OCTETS = 128 * 1024
 _MAX_HTML_OCTETS = 64 * 1024
@@ -153,18 +153,12 @@ class _Letter:
 
     def _notification(self) -> Returned | None:
         """Amazon SES tells of bounces and complaints in JSON, which topics forward as mail."""
-        text = self._text("text/plain", _MAX_PROSE_OCTETS).strip()
-        document = _json_object(text) if text.startswith("{") else {}
-        document = _json_object(document.get("Message")) or document
-        name = str(document.get("notificationType") or document.get("eventType") or "").lower()
-        recipients = tuple(_notified(document, name))
-        if not recipients:
+        notification = read_notification(self._text("text/plain", _MAX_PROSE_OCTETS))
+        if notification is None:
             return None
-        mail = document.get("mail")
-        headers = mail.get("commonHeaders") if isinstance(mail, dict) else None
-        message_id = headers.get("messageId") if isinstance(headers, dict) else None
-        copy = OriginalMail(message_id=dsn.message_id_in(message_id) if isinstance(message_id, str) else "")
-        kind = Kind.COMPLAINT if name == "complaint" else _kind_of(recipients)
+        recipients = notification.recipients
+        kind = Kind.COMPLAINT if recipients[0].action is Action.COMPLAINED else _kind_of(recipients)
+        copy = OriginalMail(message_id=notification.original_message_id)
         return self._returned(kind, recipients, copy, Source.NOTIFICATION, Sureness.LIKELY)
 
     def _automatic_answer(self) -> Returned | None:
@@ -343,43 +337,6 @@ def _copied(text: str) -> OriginalMail:
     indent = len(lines[first]) - len(lines[first].lstrip(" \t>"))
     block = "\n".join(line[indent:] if not line[:indent].strip(" \t>") else line for line in lines[first:])
     return dsn.read_copy(read_fields(block.encode("utf-8", "replace")))
-
-
-def _json_object(text: object) -> dict[str, Any]:
-    try:
-        document = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _notified(document: Mapping[str, Any], name: str) -> Iterator[ReturnedRecipient]:
-    details = document.get(name)
-    if not isinstance(details, dict):
-        return
-    evidence = Evidence(Source.NOTIFICATION, Sureness.LIKELY)
-    listed = details.get(
-        {"bounce": "bouncedRecipients", "complaint": "complainedRecipients"}.get(name, "recipients")
-    )
-    for entry in (listed if isinstance(listed, list) else [])[: dsn.MAX_RECIPIENTS]:
-        facts = entry if isinstance(entry, dict) else {"emailAddress": entry}
-        address = dsn.clean_address(str(facts.get("emailAddress", "")))
-        if not address:
-            continue
-        if name == "complaint":
-            yield dsn.complained(address, Source.NOTIFICATION, Sureness.LIKELY)
-            continue
-        lines = "\n".join(
-            f"{key}: {' '.join(str(value).split())}"
-            for key, value in (
-                ("Final-Recipient", f"rfc822; {address}"),
-                ("Action", facts.get("action") or ("failed" if name == "bounce" else "delivered")),
-                ("Status", facts.get("status", "")),
-                ("Diagnostic-Code", facts.get("diagnosticCode", "")),
-            )
-        )
-        for recipient in dsn.read_delivery_status(lines).recipients:
-            yield replace(recipient, evidence=evidence)
 
 
 def _recipient_document(recipient: ReturnedRecipient) -> dict[str, Any]:
