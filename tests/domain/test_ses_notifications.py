@@ -43,8 +43,8 @@ def test_each_notification_is_read(document, kind, action, status, is_wrapped):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "{}", "[" * 100_000, '{"a":' * 100_000, '{"Message": 1}', '{"notificationType": ["x"]}',
-        '{"notificationType": "Bounce", "bounce": []}',
+        "", "{", "[]", "{}", "[" * 100_000, '{"a":' * 100_000, '{"Message": 1}', '{"eventType": ["x"]}',
+        '{"eventType": "Bounce", "bounce": []}',
         '{"notificationType": "mail", "mail": {"": [1]}}',
         '{"notificationType": "Bounce", "bounce": {"bouncedRecipients": [null, {"emailAddress": {}}, 7.5]}}',
     ],
