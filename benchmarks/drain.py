@@ -27,7 +27,7 @@ WARM = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to run the service; without `threads` and `accounts` of its own, with those of the load."""
+    """One way to run the service; without numbers of its own, with those of the load."""
 
     title: str
     limits: Mapping[str, int]
@@ -35,9 +35,11 @@ class Row:
     delay: float = 0.0
     threads: int = 0
     accounts: int = 0
+    mails: int = 0
 
     def load(self, load: "Load") -> "Load":
-        return replace(load, threads=self.threads or load.threads, accounts=self.accounts or load.accounts)
+        own = {name: getattr(self, name) for name in ("threads", "accounts", "mails")}
+        return replace(load, **{name: value for name, value in own.items() if value})
 
 
 ROWS = {
@@ -45,8 +47,8 @@ ROWS = {
     "single": Row("one connection a mail, 1 worker", SINGLE),
     "reuse2": Row("connections reused, 2 workers", REUSED, workers=2),
     "single2": Row("one connection a mail, 2 workers", SINGLE, workers=2),
-    "wide": Row("reused, 1 worker of 128 threads, 100 accounts", REUSED, threads=128, accounts=100),
-    "slow": Row("the same at 50 ms a reply", REUSED, delay=0.05, threads=128, accounts=100),
+    "wide": Row("reused, 128 threads, 100 accounts", REUSED, threads=128, accounts=100, mails=8000),
+    "slow": Row("the same at 50 ms a reply", REUSED, delay=0.05, threads=128, accounts=100, mails=8000),
 }
 
 

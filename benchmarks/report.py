@@ -167,7 +167,7 @@ def admin_section() -> str:
 
 SECTIONS: Mapping[str, Callable[[], str]] = {
     "submission": submission_section,
-    "drain": lambda: drain_section(drain.Load(), rounds=3, seconds=330),
+    "drain": lambda: drain_section(drain.Load(), rounds=3, seconds=420),
     "fairness": fairness_section,
     "limits": limits_section,
     "scale": scale_section,

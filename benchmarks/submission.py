@@ -23,7 +23,7 @@ from pathlib import Path
 from gobii_email.testing.postgres import EmbeddedPostgres
 from gobii_email.testing.valkey import EmbeddedValkey
 
-ROUNDS, CALLS, MAILS, DELIVERED = 3, 50, 1000, 250
+ROUNDS, CALLS, MAILS, DELIVERED = 3, 150, 1000, 250
 SENDER, AT = "agent@sender.example", "rcpt.example"
 WORDS = "The quarterly report is ready and the numbers look good. "
 BODIES = {
