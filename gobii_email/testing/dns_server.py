@@ -76,8 +76,7 @@ class StubDnsServer:
 
     def answer(self, wire: bytes, most: int) -> bytes:
         """The answer to the question in `wire`, truncated to `most` octets."""
-        question = dns.message.from_wire(wire)
-        name = question.question[0].name.to_text(omit_final_dot=True).lower()
+        question, name = _question_in(wire)
         self.asked.append((name, dns.rdatatype.to_text(question.question[0].rdtype)))
         if name in self.faults:
             return self.faults[name](question)
@@ -99,6 +98,12 @@ class StubDnsServer:
                     answer.answer.append(dns.rrset.from_text(f"{name}.", 60, "IN", told, *values))
             name = aliases[0].rstrip(".").lower() if aliases else ""
         return answer
+
+
+def _question_in(wire: bytes) -> tuple[dns.message.Message, str]:
+    """The question, and the name it is about."""
+    question = dns.message.from_wire(wire)
+    return question, question.question[0].name.to_text(omit_final_dot=True).lower()
 
 
 def in_the_name_of(other: str, kind: str, value: str) -> Fault:
@@ -163,7 +168,7 @@ class _OverTcp(socketserver.BaseRequestHandler):
         self.request.settimeout(5)
         wire = self._exactly(struct.unpack("!H", self._exactly(2))[0])
         answer = self.server.stub.answer(wire, 65535)
-        self.server.stub.over_tcp.append(self.server.stub.asked[-1][0])
+        self.server.stub.over_tcp.append(_question_in(wire)[1])
         self.request.sendall(struct.pack("!H", len(answer)) + answer)
 
     def _exactly(self, octets: int) -> bytes:
