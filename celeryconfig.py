@@ -6,7 +6,7 @@ buys delivery guarantees from the broker: each such setting was measured to lose
 
 from kombu import Exchange, Queue
 
-from gobii_email.adapters.celery_queue import SEND_QUEUE, broker_options
+from gobii_email.adapters.celery_queue import CONTROL_QUEUE, INBOUND_QUEUE, SEND_QUEUE, broker_options
 from gobii_email.conf import config
 
 _settings = config()
@@ -28,13 +28,13 @@ event_serializer = "json"
 task_queues = [
     # Each bound by its own name: with the default key, one queue's tasks would reach all of them.
     Queue(name, Exchange(name), routing_key=name)
-    for name in (SEND_QUEUE, "email.control", "email.inbound")
+    for name in (SEND_QUEUE, CONTROL_QUEUE, INBOUND_QUEUE)
 ]
-task_default_queue = "email.control"
+task_default_queue = CONTROL_QUEUE
 task_create_missing_queues = False  # a misspelt queue must fail, not fill unread
 task_routes = {
     "gobii_email.deliver": {"queue": SEND_QUEUE},
-    "gobii_email.poll_*": {"queue": "email.inbound"},
+    "gobii_email.poll_*": {"queue": INBOUND_QUEUE},
 }
 
 worker_pool = "threads"  # senders wait on sockets; threads keep database pools and signals simple

@@ -174,11 +174,23 @@ class Hint:
     lane: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A task to be run by name, in `queue`, about the row with the id `subject`: ids alone go through it."""
+
+    task: str
+    subject: str
+    queue: str
+
+
 class Doorbell(Protocol):
     """Wakes workers. Never raises, blocks no longer than its breaker allows; a lost ring loses nothing."""
 
     def ring(self, hints: Sequence[Hint], *, once: bool = False) -> bool:
         """Whether the broker took the hints. `once` leaves out lanes whose last hint nobody has taken yet."""
+
+    def call(self, calls: Sequence[Call]) -> bool:
+        """Whether the broker took the calls."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from gobii_email.models import (
     PersistentAgentMessage,
 )
 from gobii_email.models.queue import Claim, Work, claim
+from gobii_email.ports import Call
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 
@@ -44,13 +45,18 @@ def smtp_server(authority: ThrowAwayAuthority) -> Iterator[ScriptedSmtpServer]:
 
 
 class RecordingDoorbell:
-    """Rings nobody; keeps the ids."""
+    """Rings nobody; keeps the ids of attempts, and the calls."""
 
     def __init__(self) -> None:
         self.rung: list[str] = []
+        self.called: list[Call] = []
 
     def ring(self, hints: Any, *, once: bool = False) -> bool:
         self.rung += [hint.attempt_id for hint in hints]
+        return True
+
+    def call(self, calls: Any) -> bool:
+        self.called += calls
         return True
 
 

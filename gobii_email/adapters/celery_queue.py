@@ -8,8 +8,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 
@@ -19,15 +20,31 @@ from opentelemetry.propagate import inject
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gobii_email.ports import Hint
+from gobii_email.ports import Call, Hint
 
 logger = logging.getLogger(__name__)
 
 DELIVER = "gobii_email.deliver"
 SEND_QUEUE = "email.send"
+CONTROL_QUEUE = "email.control"
+INBOUND_QUEUE = "email.inbound"
 PATIENCE = timedelta(seconds=1)
 RUNG_FOR = timedelta(seconds=5)
 """A lane whose hint nobody took within this is rung again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ring:
+    """One task to be published."""
+
+    task: str
+    queue: str
+    subject: str
+    named: Mapping[str, str] = field(default_factory=dict)
+
+
+_Wanted = Callable[[], Sequence[_Ring]]
+"""Made in the publishing thread, because asking what is wanted may ask Redis."""
 
 
 class CeleryDoorbell:
@@ -51,9 +68,17 @@ class CeleryDoorbell:
         self._late: threading.Thread | None = None  # still publishing when its caller had left
 
     def ring(self, hints: Sequence[Hint], *, once: bool = False) -> bool:
+        return self._knock(
+            lambda: [_delivery(hint) for hint in (self._silent_ones(hints) if once else hints)]
+        )
+
+    def call(self, calls: Sequence[Call]) -> bool:
+        return self._knock(lambda: [_Ring(call.task, call.queue, call.subject) for call in calls])
+
+    def _knock(self, wanted: _Wanted) -> bool:
         if not self._may_knock():
             return False
-        problem = self._publish_in_time(hints, once=once)
+        problem = self._publish_in_time(wanted)
         if problem is not None:
             logger.warning("broker.unreachable", extra={"error": type(problem).__name__})
         with self._lock:
@@ -71,12 +96,12 @@ class CeleryDoorbell:
             self._silent_until = now + self._pause
             return True
 
-    def _publish_in_time(self, hints: Sequence[Hint], *, once: bool) -> Exception | None:
+    def _publish_in_time(self, wanted: _Wanted) -> Exception | None:
         """What went wrong, if anything did; TimeoutError when it is not done in a second."""
         answer: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
         def publish() -> None:
-            answer.put(self._publish(hints, once=once))
+            answer.put(self._publish(wanted))
 
         thread = threading.Thread(target=copy_context().run, args=(publish,), name="doorbell", daemon=True)
         try:
@@ -88,16 +113,16 @@ class CeleryDoorbell:
         except RuntimeError as no_more_threads:
             return no_more_threads
 
-    def _publish(self, hints: Sequence[Hint], *, once: bool) -> Exception | None:
+    def _publish(self, wanted: _Wanted) -> Exception | None:
         trace: dict[str, str] = {}
         inject(trace)  # the worker's spans join the submission's
         try:
-            for hint in self._silent_ones(hints) if once else hints:
+            for ring in wanted():
                 self._app.send_task(
-                    DELIVER,
-                    args=[hint.attempt_id],
-                    kwargs={"lane": hint.lane} if hint.lane else {},
-                    queue=SEND_QUEUE,
+                    ring.task,
+                    args=[ring.subject],
+                    kwargs=dict(ring.named),
+                    queue=ring.queue,
                     headers=trace,
                     expires=self._lifetime,
                     retry=False,
@@ -122,6 +147,10 @@ class CeleryDoorbell:
         except (redis.RedisError, ValueError):  # ValueError: an address that makes no sense
             return list(hints)
         return [hint for hint, first in zip(hints, is_first, strict=True) if first or not hint.lane]
+
+
+def _delivery(hint: Hint) -> _Ring:
+    return _Ring(DELIVER, SEND_QUEUE, hint.attempt_id, {"lane": hint.lane} if hint.lane else {})
 
 
 def hint_key(lane: str) -> str:

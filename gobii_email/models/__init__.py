@@ -16,6 +16,7 @@ from gobii_email.models.agents import (
 from gobii_email.models.attempts import OutboundMessageAttempt, OutboundMessageEvent
 from gobii_email.models.connections import ConnectionTest, OAuthRequest
 from gobii_email.models.lanes import Lane
+from gobii_email.models.mailboxes import Mailbox, ReceivedMail, SentCopy, Suppression
 from gobii_email.models.messages import (
     FrozenMessage,
     OutboundMessageRecipient,
@@ -32,6 +33,7 @@ __all__ = [
     "FrozenMessage",
     "Lane",
     "MailHost",
+    "Mailbox",
     "OAuthRequest",
     "OutboundMessageAttempt",
     "OutboundMessageEvent",
@@ -41,5 +43,8 @@ __all__ = [
     "PersistentAgentEmailEndpoint",
     "PersistentAgentMessage",
     "PersistentAgentMessageAttachment",
+    "ReceivedMail",
     "SendingLimit",
+    "SentCopy",
+    "Suppression",
 ]

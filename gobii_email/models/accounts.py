@@ -112,6 +112,11 @@ class AgentEmailAccount(models.Model):
     last_polled_at = models.DateTimeField(null=True, blank=True)
     last_seen_uid = models.CharField(max_length=64, blank=True)
     backoff_until = models.DateTimeField(null=True, blank=True)
+    copies_to_sent = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="file a copy of sent mail over IMAP where the server does not do so itself",
+    )
 
     # Limits of this account; empty means the provider's or the installation's default.
     per_minute = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)

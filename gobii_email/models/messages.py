@@ -54,6 +54,12 @@ class PersistentAgentMessage(models.Model):
     body = models.TextField()
     raw_payload = models.JSONField(default=dict, blank=True)
     rfc_message_id = models.CharField(max_length=320, blank=True)
+    thread_root = models.UUIDField(
+        null=True, blank=True, editable=False, help_text="the first message of its thread; null: itself"
+    )
+    is_automatic = models.BooleanField(
+        default=False, db_default=False, help_text="an answer that no person looked at (RFC 3834)"
+    )
 
     latest_status = models.CharField(
         max_length=32, choices=choices(*MessageStatus), default=MessageStatus.QUEUED
@@ -77,6 +83,11 @@ class PersistentAgentMessage(models.Model):
         indexes = [
             models.Index(fields=["-timestamp"], name="message_newest_idx"),
             models.Index(fields=["rfc_message_id"], name="message_rfc_id_idx"),
+            models.Index(
+                fields=["from_endpoint", "-timestamp"],
+                condition=Q(is_automatic=True),
+                name="message_automatic_idx",
+            ),
         ]
         constraints = [
             models.UniqueConstraint(
