@@ -386,4 +386,24 @@ class AttendanceUnknown(Exception):
     """Nobody can tell now; the text is the kind of the error."""
 
 
+class Leases(Protocol):
+    """Things that one owner at a time does, until its lease has run out or it gives it back."""
+
+    def take(self, keys: Sequence[str], owner: str, span: timedelta, *, most: int | None = None) -> Set[str]:
+        """Those of `keys` that are `owner`'s for `span` from now on: free ones, and ones it had already.
+
+        The first `most` of them. Raises LeasesUnavailable; then nobody knows what was taken.
+        """
+
+    def taken(self, keys: Sequence[str]) -> Set[str]:
+        """Those of `keys` that are somebody's now. Raises LeasesUnavailable."""
+
+    def release(self, keys: Sequence[str], owner: str) -> None:
+        """Gives back what is `owner`'s of `keys`. Never raises: a lease ends by itself as well."""
+
+
+class LeasesUnavailable(Exception):
+    """Nobody can tell whose anything is now; the text is the kind of the error."""
+
+
 Clock = Callable[[], datetime]
