@@ -71,6 +71,21 @@ def share(text: str) -> float:
     return value
 
 
+def words(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """A parser of one of `names`."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"{text[:40]!r} is none of {', '.join(names)}")
+        return text
+
+    return parse
+
+
 def networks(text: str) -> tuple[Network, ...]:
     return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
 
@@ -219,6 +234,43 @@ class Config:
     dns_servers: tuple[tuple[str, int], ...] = setting(
         "GOBII_DNS_SERVERS", name_servers, "", "name servers to ask about such domains; empty: the system's"
     )
+    max_received_bytes: int = setting(
+        "GOBII_MAX_RECEIVED_BYTES",
+        number,
+        "26214400",
+        "of one received mail; of a larger one the header is read",
+    )
+    max_received_file_bytes: int = setting(
+        "GOBII_MAX_RECEIVED_FILE_BYTES",
+        number,
+        "10485760",
+        "of one file in a received mail; larger ones are noted",
+    )
+    max_received_files: int = setting(
+        "GOBII_MAX_RECEIVED_FILES", number, "50", "files kept of one received mail; further ones are noted"
+    )
+    refused_file_types: tuple[str, ...] = setting(
+        "GOBII_REFUSED_FILE_TYPES", words, "", "endings of file names that are not kept, such as `exe,js`"
+    )
+    inbound_authentication: str = setting(
+        "INBOUND_AUTHENTICATION",
+        one_of("quarantine_failures", "require", "ignore"),
+        "quarantine_failures",
+        "mail whose sender the mailbox's own server refutes: `quarantine_failures`; also what it does not"
+        " confirm: `require`; neither: `ignore`",
+    )
+    reading_deadline: timedelta = setting(
+        "GOBII_READING_DEADLINE", span, "20s", "total, to understand one received mail"
+    )
+    reading_memory_bytes: int = setting(
+        "GOBII_READING_MEMORY_BYTES", number, "536870912", "address space of the process that reads mail"
+    )
+    email_received_task: str = setting(
+        "EMAIL_RECEIVED_TASK", str, "", "Celery task to run with the id of each received message"
+    )
+    email_received_queue: str = setting(
+        "EMAIL_RECEIVED_QUEUE", str, "celery", "the queue that this task is put in"
+    )
     max_message_bytes: int = setting("GOBII_MAX_MESSAGE_BYTES", number, "25000000", "of one serialised mail")
     max_recipients: int = setting("GOBII_MAX_RECIPIENTS", number, "500", "To, Cc and Bcc together")
     public_url: str = setting("PUBLIC_URL", str, "http://127.0.0.1:8000", "where people reach this service")
@@ -333,7 +385,7 @@ def _typed(given: object, parse: Callable[[str], Any]) -> object:
     return given
 
 
-_LISTS = {networks, ports, name_servers, parse_rollout}
+_LISTS = {networks, ports, name_servers, parse_rollout, words}
 
 
 @lru_cache(maxsize=1)
