@@ -14,13 +14,21 @@ from typing import Any
 
 from gobii_email.adapters import sasl
 from gobii_email.adapters.dialer import Deadline, DialPolicy, VettedAddresses, ascii_host, dial
-from gobii_email.adapters.imap_session import BUDGET_BYTES, ImapClient, ImapSession, OnLine
+from gobii_email.adapters.imap_session import (
+    BUDGET_BYTES,
+    ImapClient,
+    ImapSession,
+    OnLine,
+    OnWait,
+    unnoticed,
+)
 from gobii_email.adapters.tls import client_context
 from gobii_email.adapters.wire import Broken
 from gobii_email.domain.outcomes import Cause
 from gobii_email.ports import Auth, ImapServer, Security
 
 MAX_FOLDERS = 1000
+_UNOPENABLE = frozenset({"\\noselect", "\\nonexistent"})
 LIST_BYTES = 1024 * 1024
 
 # What the library's parser raises on answers that are none.
@@ -74,6 +82,7 @@ class ImapDialogue:
         within: Deadline | None = None,
         known: VettedAddresses | None = None,
         on_line: OnLine | None = None,
+        on_wait: OnWait = unnoticed,
     ) -> None:
         self.server = server
         self.deadlines = deadlines
@@ -87,7 +96,7 @@ class ImapDialogue:
         self._known = known
         self._peer_address = ""
         deadline = Deadline(deadlines.connect, within=within)
-        self.session = ImapSession(server.host, server.port, deadline, on_line)
+        self.session = ImapSession(server.host, server.port, deadline, on_line, on_wait)
         self._client: ImapClient | None = None
 
     def open(self) -> None:
@@ -129,7 +138,7 @@ class ImapDialogue:
 
     def read_greeting(self) -> str:
         """What the server says of itself. One that claims to know us already is left (RFC 9051 11.2)."""
-        with self._asking("its greeting", self.deadlines.greeting):
+        with self.asking("its greeting", self.deadlines.greeting):
             self.session.greet()
         if self.session.state == "AUTH":
             text = f"{self.session.peer_name} greets with PREAUTH: signed in before anybody was asked."
@@ -146,12 +155,12 @@ class ImapDialogue:
         if "STARTTLS" not in self.read_capabilities():
             text = f"{self.session.peer_name} does not offer STARTTLS; without it nothing is said in clear."
             raise Broken(Cause.STARTTLS_NOT_OFFERED, text)
-        with self._asking("STARTTLS", self.deadlines.tls):
+        with self.asking("STARTTLS", self.deadlines.tls):
             self.session._simple_command("STARTTLS")
             self.session.raise_injection()
 
     def read_capabilities(self) -> tuple[str, ...]:
-        with self._asking("CAPABILITY", self.deadlines.command):
+        with self.asking("CAPABILITY", self.deadlines.command):
             self.capabilities = self.session.ask_for_capabilities()
         return self.capabilities
 
@@ -173,7 +182,7 @@ class ImapDialogue:
         secret = sasl.revealed(self.server.username, self.server.secret, "IMAP")
         self.mechanism = self._mechanism(secret)
         words = self._words(secret)
-        with self._asking("the login", self.deadlines.command):
+        with self.asking("the login", self.deadlines.command):
             self._sign_in(words)
         self._client = ImapClient(self.session)
         self.read_capabilities()
@@ -241,29 +250,39 @@ class ImapDialogue:
 
         return answer
 
+    def folders(self) -> Sequence[tuple[str, frozenset[str]]]:
+        """The mailbox's folders that can be opened, at most MAX_FOLDERS: name, and flags in lower case.
+
+        Flags are as in RFC 6154 where the server tells them: `\\sent`, `\\all`.
+        """
+        with self.asking("LIST", self.deadlines.command, LIST_BYTES):
+            found = [
+                (str(name), _lower(flags)) for flags, _, name in self.client.list_folders()[:MAX_FOLDERS]
+            ]
+            return [(name, flags) for name, flags in found if not flags & _UNOPENABLE]
+
     def list_folders(self) -> Sequence[str]:
-        """The names of the mailbox's folders that can be opened, at most MAX_FOLDERS."""
-        with self._asking("LIST", self.deadlines.command, LIST_BYTES):
-            found = self._signed_in.list_folders()
-            return [str(name) for flags, _, name in found[:MAX_FOLDERS] if b"\\Noselect" not in flags]
+        """The names of `folders`."""
+        return [name for name, _ in self.folders()]
 
     def examine(self, name: str) -> Folder:
         """Opens the folder `name` for reading alone."""
         if any(ord(character) < 32 or ord(character) == 127 for character in name):
             text = "The name of the folder contains a line break or another control character."
             raise Broken(Cause.PROTOCOL_ERROR, text, "folder-name")
-        with self._asking("EXAMINE", self.deadlines.command):
-            found = self._signed_in.select_folder(name, readonly=True)
+        with self.asking("EXAMINE", self.deadlines.command):
+            found = self.client.select_folder(name, readonly=True)
             numbers = [_number(found.get(key)) for key in (b"EXISTS", b"UIDVALIDITY", b"UIDNEXT")]
         return Folder(name, numbers[0] or 0, numbers[1], numbers[2])
 
     def find(self, message_id: str) -> list[int]:
         """The UIDs in the open folder of mail with this Message-ID, which has to be one of ours."""
-        with self._asking("SEARCH", self.deadlines.command):
-            return [int(uid) for uid in self._signed_in.search(["HEADER", "Message-ID", message_id])]
+        with self.asking("SEARCH", self.deadlines.command):
+            return [int(uid) for uid in self.client.search(["HEADER", "Message-ID", message_id])]
 
     @property
-    def _signed_in(self) -> ImapClient:
+    def client(self) -> ImapClient:
+        """The library's commands, each to be given within `asking`; there once it is signed in."""
         assert self._client is not None
         return self._client
 
@@ -271,8 +290,8 @@ class ImapDialogue:
         self.session.begin(doing, Deadline(span, within=self._within), budget)
 
     @contextlib.contextmanager
-    def _asking(self, doing: str, span: timedelta, budget: int = BUDGET_BYTES) -> Iterator[None]:
-        """One command: its deadline, its budget, and what the library makes of nonsense."""
+    def asking(self, doing: str, span: timedelta, budget: int = BUDGET_BYTES) -> Iterator[None]:
+        """One command: its deadline, its budget of bytes, and what the library makes of nonsense."""
         self._begin(doing, span, budget)
         try:
             yield
@@ -284,6 +303,10 @@ class ImapDialogue:
 def _quoted(text: str) -> bytes:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'.encode()
+
+
+def _lower(flags: Sequence[bytes]) -> frozenset[str]:
+    return frozenset(flag.decode("ascii", "replace").lower() for flag in flags)
 
 
 def _number(value: object) -> int | None:

@@ -24,6 +24,11 @@ BUDGET_BYTES = 256 * 1024
 """What the answer to one command may hold, where its caller asks for nothing else."""
 
 OnLine = Callable[[str], None]
+OnWait = Callable[[], None]
+
+
+def unnoticed() -> None:
+    """Nobody wants to know that the network is waited for."""
 
 
 class Declined(Exception):
@@ -37,11 +42,19 @@ class Declined(Exception):
 class ImapSession(Wire, imaplib.IMAP4):  # type: ignore[misc]
     """imaplib's dialogue over a Wire; `begin` each step.
 
-    `on_line` hears what is said, redacted. While it `is_signing_in`, nothing of what is said is told.
+    `on_line` hears what is said, redacted; while it `is_signing_in`, nothing of what is said is told.
+    `on_wait` is called before each wait for the network, and every few seconds of it; it may raise.
     """
 
-    def __init__(self, host: str, port: int, deadline: Deadline, on_line: OnLine | None = None) -> None:
-        Wire.__init__(self, host, deadline, lambda: None)
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        deadline: Deadline,
+        on_line: OnLine | None = None,
+        on_wait: OnWait = unnoticed,
+    ) -> None:
+        Wire.__init__(self, host, deadline, on_wait)
         self.is_signing_in = False
         self._budget = BUDGET_BYTES
         self._on_line = on_line
