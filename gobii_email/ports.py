@@ -406,4 +406,17 @@ class LeasesUnavailable(Exception):
     """Nobody can tell whose anything is now; the text is the kind of the error."""
 
 
+class NotWatched(Exception):
+    """Nobody waits for news of a mailbox any more, or can: `text` is a sentence, `category` a word for logs.
+
+    `is_lasting` says that it will be the same until somebody changes something.
+    """
+
+    def __init__(self, text: str, category: str, *, is_lasting: bool = False) -> None:
+        super().__init__(text)
+        self.text = text
+        self.category = category
+        self.is_lasting = is_lasting
+
+
 Clock = Callable[[], datetime]

@@ -68,6 +68,13 @@ class Wire:
         except OSError:
             self._break(Cause.CONNECTION_LOST, "{host} closed the connection at once.")
 
+    def hand_over(self) -> tuple[socket.socket, bytes]:
+        """The socket, for somebody else to go on with, and what was received and not read yet."""
+        sock, received = self._socket, bytes(self._received)
+        self.sock = None
+        self._received.clear()
+        return sock, received
+
     def _read_line(self, budget: int) -> bytes:
         searched = 0
         while (end := self._received.find(b"\n", searched, budget)) < 0:

@@ -6,6 +6,8 @@ Knows as much of IMAP as a mailbox's test and a look into a folder need. For eve
 
 import base64
 import binascii
+import contextlib
+import queue
 import re
 import ssl
 from collections.abc import Mapping, Sequence
@@ -34,7 +36,8 @@ class ScriptedImapServer:
     """A mailbox server for `users` (name to password or token), encrypted by `security`.
 
     `folders` maps a name, in modified UTF-7, to its messages: header and body, as bytes. `logins` has who
-    signed in how, `heard` all that clients said. Use as a context manager.
+    signed in how, `heard` all that clients said. Without `has_idle` nobody can wait for news; those who do
+    are counted by `waiting`, and hear what is given to `announce`. Use as a context manager.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class ScriptedImapServer:
         folders: Mapping[str, list[bytes]] | None = None,
         mechanisms: Sequence[str] = _MECHANISMS,
         has_login: bool = True,
+        has_idle: bool = True,
         faults: ImapFaults | None = None,
     ) -> None:
         self.users = dict(users or {})
@@ -56,6 +60,8 @@ class ScriptedImapServer:
         self._security = security
         self._mechanisms = mechanisms
         self._has_login = has_login
+        self._has_idle = has_idle
+        self._idle: list[queue.SimpleQueue[bytes]] = []
         self._raw = RawServer(self._play)
 
     def __enter__(self) -> Self:
@@ -76,6 +82,21 @@ class ScriptedImapServer:
     @property
     def connections(self) -> int:
         return len(self._raw.scripts)
+
+    @property
+    def waiting(self) -> int:
+        """How many clients are in IDLE now."""
+        return len(self._idle)
+
+    def announce(self, said: bytes) -> None:
+        """Says this to all who are in IDLE, byte for byte; nothing at all hangs up on them."""
+        for heard in list(self._idle):
+            heard.put(said)
+
+    def deliver(self, message: bytes, folder: str = "INBOX") -> None:
+        """Lays `message` into `folder`, and tells those who wait for news."""
+        self.folders[folder].append(message)
+        self.announce(f"* {len(self.folders[folder])} EXISTS\r\n".encode())
 
     def _play(self, script: Script) -> None:
         if self._security == "ssl":
@@ -111,7 +132,7 @@ class _Conversation:
                 return
 
     def _capability(self, tag: bytes, _: bytes) -> None:
-        words = ["IMAP4rev1", "UIDPLUS"]
+        words = ["IMAP4rev1", "UIDPLUS", *(["IDLE"] if self._server._has_idle else [])]
         if self._server._security == "starttls" and not self._is_encrypted:
             words += ["STARTTLS", "LOGINDISABLED"]
         else:
@@ -170,6 +191,21 @@ class _Conversation:
         wanted = arguments.split()[-1].strip(b'"')
         found = [str(uid) for uid, message in enumerate(self._selected, 1) if wanted in message]
         self._script.say(" ".join(["* SEARCH", *found]).encode(), tag + b" OK searched")
+
+    def _idle(self, tag: bytes, _: bytes) -> None:
+        news: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._script.say(b"+ idling")
+        self._server._idle.append(news)
+        try:
+            while not self._script.heard_within(0.01):
+                with contextlib.suppress(queue.Empty):
+                    if not (said := news.get_nowait()):
+                        raise ConnectionError("hangs up")
+                    self._script.write(said)
+        finally:
+            self._server._idle.remove(news)
+        self._script.hear()
+        self._script.say(tag + b" OK no more news")
 
     def _logout(self, tag: bytes, _: bytes) -> None:
         self._script.say(b"* BYE see you", tag + b" OK done")

@@ -408,6 +408,18 @@ class Script:
         del self._unread[:end]
         return said
 
+    def heard_within(self, seconds: float) -> bool:
+        """Whether the client says a line within `seconds`, which `hear` then answers."""
+        self.connection.settimeout(seconds)
+        try:
+            self._unread[:0] = self.hear()
+        except TimeoutError:
+            self.wait(0)
+            return False
+        finally:
+            self.connection.settimeout(None)
+        return True
+
     def answer(self, *texts: bytes) -> None:
         """Hears one line, then says `texts`."""
         self.hear()
