@@ -1,7 +1,8 @@
 """What the app tells others, and what it listens to.
 
 `recipient_bounced` is sent after the change was committed, with `message_id`, `attempt_id`, `address` and
-`reply`; a receiver that fails disturbs nobody. Anymail's tracking events are passed on to services/track.
+`reply`, and `recipient_complained` with the first three; a receiver that fails disturbs nobody. Anymail's
+tracking events are passed on to services/track.
 """
 
 from datetime import datetime
@@ -11,6 +12,7 @@ from anymail.signals import EventType, tracking
 from django.dispatch import Signal
 
 recipient_bounced = Signal()
+recipient_complained = Signal()
 
 _ANYMAILS_WORDS = {
     EventType.DELIVERED: "delivered",

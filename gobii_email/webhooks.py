@@ -16,7 +16,7 @@ from django.urls import path
 from django.utils.crypto import constant_time_compare
 
 from gobii_email.conf import config
-from gobii_email.services.track import StillSending
+from gobii_email.services.prove import StillSending
 
 logger = logging.getLogger(__name__)
 

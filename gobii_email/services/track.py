@@ -5,34 +5,34 @@ attempt, message. Told twice, it changes nothing; told of mail that is not ours,
 """
 
 import logging
-import re
 import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import partial
 
 from django.db import connection, transaction
 from django.utils import timezone
 
 from gobii_email.domain.addresses import normalise
-from gobii_email.domain.lifecycle import AttemptStatus, Move, Provider, RecipientStatus, after
-from gobii_email.domain.smtp_replies import Reply, reply_from, safe_text
+from gobii_email.domain.lifecycle import AttemptStatus, Move, Provider, RecipientStatus
+from gobii_email.domain.smtp_replies import safe_text
 from gobii_email.models import OutboundMessageAttempt, OutboundMessageEvent, OutboundMessageRecipient
-from gobii_email.services.follow import refresh_message
+from gobii_email.services.complain import complained
+from gobii_email.services.prove import Proof, StillSending, prove
 from gobii_email.services.resolve import resolve
-from gobii_email.services.tell import event, tell
-from gobii_email.signals import recipient_bounced
+from gobii_email.services.suppress import suppress_bounced
+from gobii_email.services.tell import event
 
 logger = logging.getLogger(__name__)
-
-_REPLY = re.compile(r"\b([245]\d\d)[ -](.*)")
 
 
 class What(StrEnum):
     DELIVERED = "delivered"
     BOUNCED = "bounced"
     COMPLAINED = "complained"
+
+
+_STATUSES = {What.DELIVERED: RecipientStatus.DELIVERED, What.BOUNCED: RecipientStatus.BOUNCED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,6 @@ class Sighting:
     said: str = ""
     event_id: str = ""
     reported_at: datetime | None = None
-
-
-class StillSending(Exception):
-    """The report overtook our own note that Postmark took the mail; it has to be told again later."""
 
 
 def track(sighting: Sighting) -> bool:
@@ -72,12 +68,13 @@ def track(sighting: Sighting) -> bool:
         recipient = _recipient(attempt, sighting)
         if recipient is None:
             return _ignored(sighting, "of nobody the attempt was for")
-        if not _note(recipient, attempt, sighting):
+        told = _event(attempt, recipient, sighting, now)
+        if sighting.what is What.COMPLAINED:
+            return complained(recipient, attempt, told, now)
+        proof = Proof.of(_STATUSES[sighting.what], sighting.said)
+        if not prove(recipient, attempt, proof, told, now):
             return False
-        tell([_event(attempt, recipient, sighting, now)])
-        if sighting.what is not What.COMPLAINED:
-            _move_attempt(attempt, sighting, now)
-            refresh_message(attempt, now)
+        suppress_bounced(attempt, recipient, proof, now)
     return True
 
 
@@ -136,51 +133,6 @@ def _recipient(attempt: OutboundMessageAttempt, sighting: Sighting) -> OutboundM
     return rows.filter(address__iexact=normalise(sighting.recipient)).first()
 
 
-def _note(recipient: OutboundMessageRecipient, attempt: OutboundMessageAttempt, sighting: Sighting) -> bool:
-    """Moves the recipient; False when that was known. A bounce is the last word, whatever comes late."""
-    match sighting.what:
-        case What.DELIVERED:
-            return _change(recipient, RecipientStatus.DELIVERED, sighting, {RecipientStatus.ACCEPTED})
-        case What.BOUNCED:
-            since = {RecipientStatus.ACCEPTED, RecipientStatus.DELIVERED}
-            return _change(recipient, RecipientStatus.BOUNCED, sighting, since)
-    told = OutboundMessageEvent.objects.filter(attempt_id=attempt.pk, event=What.COMPLAINED)
-    return recipient.address not in {one.data.get("recipient") for one in told}
-
-
-def _change(
-    recipient: OutboundMessageRecipient,
-    status: RecipientStatus,
-    sighting: Sighting,
-    since: set[RecipientStatus],
-) -> bool:
-    if recipient.status not in since:
-        return False
-    reply = _reply_in(sighting.said)
-    recipient.status = status
-    recipient.smtp_code = None if reply is None else reply.code
-    recipient.enhanced_status = "" if reply is None else reply.enhanced
-    recipient.reply = safe_text(sighting.said) if reply is None else reply.text
-    recipient.save(update_fields=["status", "smtp_code", "enhanced_status", "reply"])
-    if status is RecipientStatus.BOUNCED:
-        tell_others = partial(
-            recipient_bounced.send_robust,
-            sender=OutboundMessageRecipient,
-            message_id=str(recipient.message_id),
-            attempt_id=str(recipient.attempt_id),
-            address=recipient.address,
-            reply=recipient.reply,
-        )
-        transaction.on_commit(tell_others)
-    return True
-
-
-def _reply_in(said: str) -> Reply | None:
-    """The server's reply inside words such as `smtp;550 5.1.1 No such user`; None when there is none."""
-    found = _REPLY.search(safe_text(said))
-    return None if found is None else reply_from(int(found.group(1)), found.group(2))
-
-
 def _event(
     attempt: OutboundMessageAttempt, recipient: OutboundMessageRecipient, sighting: Sighting, now: datetime
 ) -> OutboundMessageEvent:
@@ -195,16 +147,3 @@ def _event(
     if sighting.reported_at is not None:
         data["reported_at"] = sighting.reported_at.isoformat()
     return event(attempt, str(sighting.what), text, at=now, **data)
-
-
-def _move_attempt(attempt: OutboundMessageAttempt, sighting: Sighting, now: datetime) -> None:
-    """Delivered, or failed, once all that it had accepted are."""
-    accepted = {RecipientStatus.ACCEPTED, RecipientStatus.DELIVERED, RecipientStatus.BOUNCED}
-    statuses = accepted & set(OutboundMessageRecipient.objects.filter(attempt_id=attempt.pk).statuses())
-    status = AttemptStatus(attempt.status)
-    if statuses == {RecipientStatus.DELIVERED} and status is AttemptStatus.SENT:
-        attempt.status, attempt.delivered_at = after(status, Move.CONFIRMED), now
-    elif statuses == {RecipientStatus.BOUNCED} and status in {AttemptStatus.SENT, AttemptStatus.DELIVERED}:
-        attempt.status, attempt.error_code = after(status, Move.BOUNCED), "bounced"
-        attempt.error_message = safe_text(sighting.said) or "It bounced."
-    attempt.save(update_fields=["status", "delivered_at", "error_code", "error_message"])

@@ -11,8 +11,9 @@ from gobii_email.domain.lifecycle import Provider
 from gobii_email.domain.outcomes import Accepted, Cause, Lost, Refused
 from gobii_email.domain.smtp_replies import Reply, Stage
 from gobii_email.models import OutboundMessageAttempt, OutboundMessageEvent, PersistentAgentCommsEndpoint
+from gobii_email.services.prove import StillSending
 from gobii_email.services.settle import settle
-from gobii_email.services.track import Sighting, StillSending, What, track
+from gobii_email.services.track import Sighting, What, track
 from gobii_email.signals import recipient_bounced
 from tests.conftest import RecordingDoorbell, row_of, taken
 
