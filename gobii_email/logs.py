@@ -4,12 +4,16 @@ Only the fields listed here are written, so that nothing gets into a log by acci
 and of other libraries are redacted. A traceback names files, lines and functions, never variables.
 """
 
+import atexit
 import json
 import logging
+import queue
+import threading
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from opentelemetry import trace
 
@@ -66,6 +70,60 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = _exception(record.exc_info[1])
         return json.dumps(line, ensure_ascii=False)
+
+
+class BackgroundHandler(logging.Handler):
+    """Writes to `stream` in one thread, as many lines at once as there are; whoever says a line goes on.
+
+    A lock around the writing would make every thread of a busy worker wait for the one that writes, and that
+    one for its turn to go on. A process that ends writes all lines; one that is killed loses those of its
+    last milliseconds.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+        atexit.register(self.flush)
+
+    def createLock(self) -> None:
+        """None is needed: the queue takes lines from any number of threads."""
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        if is_wanted := bool(self.filter(record)):
+            self.emit(record)
+        return is_wanted
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Returns once everything said so far is written, after a second at the latest."""
+        is_written = threading.Event()
+        self._lines.put(is_written)
+        is_written.wait(1)
+
+    def _run(self) -> None:
+        while True:
+            found = [self._lines.get()]
+            while not self._lines.empty():
+                found.append(self._lines.get())
+            self._write("".join(f"{line}\n" for line in found if isinstance(line, str)))
+            for end in found:
+                if isinstance(end, threading.Event):
+                    end.set()
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):
+            return  # nobody reads it any more; the mail goes on
 
 
 def _trace() -> dict[str, str]:

@@ -5,6 +5,7 @@ have threads of their own to start. Nothing here is needed for a mail to be sent
 """
 
 import logging
+import sys
 from typing import Any
 
 from celery import signals
@@ -17,7 +18,7 @@ from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from gobii_email import tracing, wiring
 from gobii_email.checks import refuse_pool_with
 from gobii_email.conf import config
-from gobii_email.logs import JsonFormatter
+from gobii_email.logs import BackgroundHandler, JsonFormatter
 from gobii_email.services import attend
 from gobii_email.services.account_turn import READ_AGAIN_AFTER
 from gobii_email.services.recall import origins
@@ -30,13 +31,15 @@ logger = logging.getLogger("gobii_email.worker")
 @signals.setup_logging.connect
 def log_as_json(loglevel: int | None = None, **_: Any) -> None:
     """Celery's own lines go out like ours; a connected receiver keeps Celery from adding handlers."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(loglevel or logging.WARNING)
+    _log_through(logging.StreamHandler())
+    logging.getLogger().setLevel(loglevel or logging.WARNING)
     # The root's handler writes our lines as well.
     logging.getLogger("gobii_email").handlers.clear()
+
+
+def _log_through(handler: logging.Handler) -> None:
+    handler.setFormatter(JsonFormatter())
+    logging.getLogger().handlers[:] = [handler]
 
 
 @signals.worker_init.connect
@@ -55,7 +58,8 @@ def start_worker(sender: Any = None, **_: Any) -> None:
 
 
 def share_threads(threads: int) -> None:
-    """Lets turns write together, and keeps any one mail server from holding all threads."""
+    """Lets turns write and log together, and keeps any one mail server from holding all threads."""
+    _log_through(BackgroundHandler(sys.stderr))
     start_writers()
     origins.seconds = READ_AGAIN_AFTER
     shares.threads = threads

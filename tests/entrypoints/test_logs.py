@@ -1,15 +1,18 @@
 """Log lines as they reach whoever collects them."""
 
+import io
 import json
 import logging
 import re
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gobii_email.logs import FIELDS, JsonFormatter
+from gobii_email.logs import FIELDS, BackgroundHandler, JsonFormatter
 from gobii_email.testing.stack import ROOT, Stack
 
 SECRET = "S3cret-Passw0rd"
@@ -166,3 +169,45 @@ def test_every_event_that_is_logged_is_documented() -> None:
     assert "smtp.send.failed" in events
     assert [event for event in sorted(events) if f"`{event}`" not in document] == []
     assert [event for event in events if not re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", event)] == []
+
+
+class Awaited(io.StringIO):
+    """A stream that is slow until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_write = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.may_write.wait(5)
+        return super().write(text)
+
+
+def test_nobody_waits_for_a_slow_stream_and_no_line_is_lost() -> None:
+    stream = Awaited()
+    handler = BackgroundHandler(stream)
+    lines = [f"line {number}" for number in range(50)]
+    for line in lines:
+        handler.handle(logging.makeLogRecord({"msg": line}))
+    assert stream.getvalue() == ""
+    stream.may_write.set()
+    handler.flush()
+    assert stream.getvalue().splitlines() == lines
+
+
+def test_a_stream_that_is_gone_ends_nothing() -> None:
+    stream = io.StringIO()
+    handler = BackgroundHandler(stream)
+    stream.close()
+    handler.handle(logging.makeLogRecord({"msg": "lost"}))
+    handler.flush()
+
+
+def test_a_process_that_ends_has_written_every_line() -> None:
+    code = (
+        "import logging, sys; from gobii_email.logs import BackgroundHandler as Handler\n"
+        "logging.getLogger().addHandler(Handler(sys.stderr))\n"
+        "for number in range(500): logging.warning('line %d', number)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stderr.splitlines() == [f"line {number}" for number in range(500)]
