@@ -260,7 +260,10 @@ class Config:
         " confirm: `require`; neither: `ignore`",
     )
     reading_deadline: timedelta = setting(
-        "GOBII_READING_DEADLINE", span, "20s", "total, to understand one received mail"
+        "GOBII_READING_DEADLINE",
+        span,
+        "10s",
+        "processor time to understand one received mail; thrice this in all",
     )
     reading_memory_bytes: int = setting(
         "GOBII_READING_MEMORY_BYTES", number, "536870912", "address space of the process that reads mail"
@@ -270,6 +273,24 @@ class Config:
     )
     email_received_queue: str = setting(
         "EMAIL_RECEIVED_QUEUE", str, "celery", "the queue that this task is put in"
+    )
+    idle_enabled: bool = setting(
+        "IMAP_IDLE_ENABLED", flag, "true", "mailboxes that ask for it are watched for new mail"
+    )
+    idle_max_connections: int = setting(
+        "IMAP_IDLE_MAX_CONNECTIONS", number, "2000", "mailboxes that one `run_imap_idlers` watches at most"
+    )
+    idle_scan_interval: timedelta = setting(
+        "IMAP_IDLE_SCAN_INTERVAL_SEC", span, "20s", "how often it looks which mailboxes are to be watched"
+    )
+    idle_reissue: timedelta = setting(
+        "IMAP_IDLE_REISSUE_SEC", span, "25m", "longest IDLE; then it is begun anew (RFC 2177: within 29 min)"
+    )
+    idle_debounce: timedelta = setting(
+        "IMAP_IDLE_DEBOUNCE_SEC", span, "5s", "between two polls of one mailbox that news asks for"
+    )
+    idle_lease: timedelta = setting(
+        "IMAP_IDLE_LEASE_TTL_SEC", span, "60s", "how long mailboxes stay with a watcher that fell silent"
     )
     max_message_bytes: int = setting("GOBII_MAX_MESSAGE_BYTES", number, "25000000", "of one serialised mail")
     max_recipients: int = setting("GOBII_MAX_RECIPIENTS", number, "500", "To, Cc and Bcc together")

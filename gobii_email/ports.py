@@ -5,19 +5,25 @@ foreign exceptions itself and never lets one through that could hold a secret.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gobii_email.domain.diagnosis import Step
+from gobii_email.domain.evidence import Looked
 from gobii_email.domain.findings import UNTOLD, Finding
 from gobii_email.domain.mail_services import ServiceRecord
+from gobii_email.domain.mailbox_failures import MailboxFailure
 from gobii_email.domain.oauth_tokens import Denied, OAuthService, Tokens
 from gobii_email.domain.outcomes import Lost, Outcome, SessionFacts
 from gobii_email.domain.quotas import Window
 from gobii_email.domain.secret import Secret
 from gobii_email.domain.smtp_replies import Reply, Stage
+
+if TYPE_CHECKING:
+    from gobii_email.domain.mail_reading import MailReading
 
 
 class Security(StrEnum):
@@ -356,6 +362,53 @@ class UnverifiedIdentity(Exception):
         self.error = error
 
 
+@dataclass(frozen=True, slots=True)
+class MailHead:
+    """What a mailbox tells of one mail before it is fetched.
+
+    `size` is in bytes and as the server says; `header` is the header block, cut off where it is very long;
+    `internal_at` is when the server got it, None when it does not tell.
+    """
+
+    uid: int
+    size: int
+    internal_at: datetime | None
+    header: bytes
+
+
+class OpenFolder(Protocol):
+    """One folder of a mailbox, opened for reading: nothing is marked, nothing deleted.
+
+    UIDs belong to `uid_validity`, which is 0 where the server names none; `uid_next` is None where it does not
+    tell. All calls raise MailboxUnreadable.
+    """
+
+    messages: int
+    uid_validity: int
+    uid_next: int | None
+
+    def uids(self, first: int, last: int | None, since: date | None = None) -> Sequence[int]:
+        """The UIDs there are from `first` to `last` (None: to the end), in order.
+
+        With `since` those alone that came on that day or later, by the server's calendar.
+        """
+
+    def heads(self, uids: Sequence[int]) -> Mapping[int, MailHead]:
+        """By UID; those that are gone meanwhile are left out."""
+
+    def body(self, uid: int, size: int, most: int) -> bytes | None:
+        """The whole mail, `size` by its head and `most` bytes at most; None when it is gone meanwhile."""
+
+
+class MailboxUnreadable(Exception):
+    """A mailbox could not be read. `is_over`: the connection is lost, or never was there."""
+
+    def __init__(self, failure: MailboxFailure, *, is_over: bool) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+        self.is_over = is_over
+
+
 class DomainInquiry(Protocol):
     """Questions to DNS about one domain, within one deadline that began when it was made. Never raises."""
 
@@ -417,6 +470,70 @@ class NotWatched(Exception):
         self.text = text
         self.category = category
         self.is_lasting = is_lasting
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """That a mail could not be read; `reason` is the end of a sentence about the reader."""
+
+    reason: str
+
+
+class MailReader(Protocol):
+    """Understands received mail within bounds of time and memory. Never raises for what a mail contains."""
+
+    def read(self, raw: bytes, own_addresses: Sequence[str] = ()) -> "MailReading | GaveUp":
+        """The whole mail understood; own addresses are in lower case."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LookedFor:
+    """One attempt whose copy is looked for; no copy is dated long before `since`."""
+
+    message_id: str
+    attempt_id: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """Where a copy was filed; the numbers are None where the server does not tell them."""
+
+    folder: str
+    uid_validity: int | None = None
+    uid: int | None = None
+
+
+class SentMail(Protocol):
+    """The folders of sent mail of one mailbox, while its connection lasts. All calls raise LookFailed."""
+
+    def look(self, wanted: LookedFor) -> Looked:
+        """Every copy with the wanted Message-ID; none only where nothing was overlooked."""
+
+    def file(self, header: bytes, message: bytes, at: datetime) -> Filed:
+        """Files `header` + `message` as read mail of the moment `at`. After a failure it may be there."""
+
+
+class SentFolders(Protocol):
+    """Where copies of sent mail are looked for."""
+
+    def open(self, server: ImapServer) -> AbstractContextManager[SentMail]:
+        """The mailbox, signed in. Raises LookFailed."""
+
+
+class LookFailed(Exception):
+    """Nobody could look, which says nothing of what is there: `text` is a sentence, `code` a short word.
+
+    `blames_login` says that the server refused the login itself.
+    """
+
+    def __init__(self, text: str, code: str, *, blames_login: bool = False) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = code
+        self.blames_login = blames_login
 
 
 Clock = Callable[[], datetime]

@@ -1,6 +1,6 @@
 """The one place that knows which adapter is real."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -9,16 +9,29 @@ from django.core.signals import setting_changed
 from gobii_email.adapters.celery_queue import CeleryDoorbell
 from gobii_email.adapters.dialer import DialPolicy
 from gobii_email.adapters.dns import DnsInquiry
+from gobii_email.adapters.idle_loop import IdleLoop
 from gobii_email.adapters.imap import ImapDeadlines, ImapMailboxes
+from gobii_email.adapters.imap_idle import IdleSpans, ImapIdle
+from gobii_email.adapters.imap_sent import ImapSentFolders
 from gobii_email.adapters.postmark import PostmarkTransport
 from gobii_email.adapters.redis_attendance import RedisAttendance
+from gobii_email.adapters.redis_leases import RedisLeases
 from gobii_email.adapters.redis_limiter import RedisLimiter
 from gobii_email.adapters.simulation import SimulationTransport
 from gobii_email.adapters.smtp import Deadlines, SmtpTransport
 from gobii_email.conf import Config, config
 from gobii_email.domain.lifecycle import Provider
 from gobii_email.domain.oauth_tokens import SERVICES
-from gobii_email.ports import Attendance, DomainInquiry, Doorbell, Limiter, MailTransport, TokenIssuer
+from gobii_email.ports import (
+    Attendance,
+    DomainInquiry,
+    Doorbell,
+    Limiter,
+    MailReader,
+    MailTransport,
+    SentFolders,
+    TokenIssuer,
+)
 
 
 @lru_cache(maxsize=1)
@@ -54,17 +67,39 @@ def smtp_transport() -> SmtpTransport:
 
 @lru_cache(maxsize=1)
 def imap_mailboxes() -> ImapMailboxes:
+    return ImapMailboxes(_dial_policy(), _imap_deadlines())
+
+
+@lru_cache(maxsize=1)
+def sent_folders() -> SentFolders:
+    return ImapSentFolders(_dial_policy(), _imap_deadlines())
+
+
+def _imap_deadlines() -> ImapDeadlines:
     settings = config()
-    return ImapMailboxes(
-        _dial_policy(),
-        ImapDeadlines(
-            connect=settings.deadline_connect,
-            greeting=settings.deadline_step,
-            tls=settings.deadline_step,
-            command=settings.deadline_step,
-            probe=settings.deadline_test,
-            blocked=settings.test_blocked_after,
+    return ImapDeadlines(
+        connect=settings.deadline_connect,
+        greeting=settings.deadline_step,
+        tls=settings.deadline_step,
+        command=settings.deadline_step,
+        probe=settings.deadline_test,
+        blocked=settings.test_blocked_after,
+    )
+
+
+@lru_cache(maxsize=1)
+def mail_reader() -> MailReader:
+    # What it knows of bounces is large, and only processes that receive mail need it.
+    from gobii_email.adapters.mail_reader import BoundedMailReader
+    from gobii_email.domain.received_content import FileLimits
+
+    settings = config()
+    return BoundedMailReader(
+        FileLimits(
+            settings.max_received_file_bytes, settings.max_received_files, settings.refused_file_types
         ),
+        processor_time=settings.reading_deadline,
+        memory_bytes=settings.reading_memory_bytes,
     )
 
 
@@ -130,12 +165,23 @@ def transport(provider: Provider) -> MailTransport:
     raise ValueError(f"mail for {provider} goes through the account's own server")
 
 
-_MADE_ONCE = (attendance, doorbell, smtp_transport, imap_mailboxes, limiter, token_issuers)
+_MADE_ONCE = (
+    attendance,
+    doorbell,
+    smtp_transport,
+    imap_mailboxes,
+    limiter,
+    mail_reader,
+    sent_folders,
+    token_issuers,
+)
 
 
 def _forget(**_: object) -> None:
     if smtp_transport.cache_info().currsize:
         smtp_transport().close_all()
+    if mail_reader.cache_info().currsize:
+        mail_reader().close()
     for made in _MADE_ONCE:
         made.cache_clear()
 

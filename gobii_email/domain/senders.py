@@ -1,8 +1,8 @@
 """Who a received mail says it is from: one readable address, or nobody.
 
 Stricter than mail programs, because whom an agent listens to hangs on it: a From field that names several
-people or comes twice names nobody here, and a name that looks like an address is only a name. Whether the claim is true is for
-authentication_results to say.
+people or comes twice names nobody here, and a name that looks like an address is only a name. Whether the
+claim is true is for authentication_results to say.
 """
 
 import re

@@ -1,6 +1,5 @@
 """Writing new messages from plain values, and queueing them, many in as few statements as one."""
 
-import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from gobii_email.domain.composition import EmailAttachmentPayload
 from gobii_email.domain.header_fields import check_headers
 from gobii_email.domain.identifiers import new_id
 from gobii_email.domain.invalid_mail import InvalidMail
+from gobii_email.domain.storable_text import storable
 from gobii_email.domain.thread_headers import reply_headers
 from gobii_email.models import (
     CommsChannel,
@@ -226,11 +226,6 @@ def _mail(new: NewMail, endpoint: PersistentAgentCommsEndpoint) -> Mail:
         headers=check_headers(headers),
         attachments=new.attachments,
     )
-
-
-def storable(text: str) -> str:
-    """`text` with what no database keeps, NUL and half characters, replaced by U+FFFD."""
-    return re.sub("[\0\ud800-\udfff]", "\ufffd", text)
 
 
 def _thread(parent: PersistentAgentMessage | str | None) -> tuple[str, tuple[str, ...]]:
