@@ -213,9 +213,14 @@ ADVICE: Mapping[str, str] = MappingProxyType(
             "What the server offers before and after encryption differs by more than the sign-in, which "
             "may be a wrong setting of the server. What it offered encrypted is what counts."
         ),
+        "mail-refused": (
+            "The server took the sign-in but not the sender address; its own words say why. Usually this "
+            "login may not send as this address: use the mailbox's own address, or have it added as an alias "
+            "or verified sender at the provider."
+        ),
         "own-address-refused": (
-            "The server accepts the sender, and refuses its own address as a recipient. Mail can be sent; "
-            "look whether the mailbox takes mail."
+            "The server accepts the sender, and refuses its own address as a recipient. Mail to others can "
+            "usually be sent; look whether the mailbox takes mail, and whether this login may send as it."
         ),
         "self-mail-not-found": (
             "The mail was accepted, but it was not in the inbox in time. Look into the spam folder, or "

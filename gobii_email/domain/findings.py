@@ -27,6 +27,7 @@ UNTOLD = frozenset({Cause.ADDRESS_NOT_ALLOWED, Cause.HOST_UNKNOWN})
 
 _LASTING = {AccountState.AUTH_NEEDED, AccountState.CONFIG_NEEDED, AccountState.BLOCKED}
 _NO_RELAY = "relay-denied"
+_SAYS_LITTLE = {"refused", "policy/spam"}
 _OF_A_CAUSE = {
     Cause.DNS_FAILED: "dns-failed",
     Cause.CONNECTION_REFUSED: "port-closed",
@@ -76,6 +77,8 @@ def of_reply(host: str, stage: Stage, reply: Reply, *, by_token: bool = False) -
     if by_token:
         reading = replace(reading, advice=for_token(reading.advice))
     advice = _in_a_test(reading.advice)
+    if stage is Stage.MAIL and reading.category in _SAYS_LITTLE:
+        advice = advice_for("mail-refused")
     if reading.category == "auth" and reading.advice == advice_for("auth"):
         advice = _with_provider(advice, host)
     return Finding(advice, _is_lasting(reading), reading)

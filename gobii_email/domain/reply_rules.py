@@ -440,7 +440,12 @@ _SENDER_NOT_OURS = (
             "not owned by",
             r"sender address (is )?(not allowed|invalid|does not exist|not valid)",
             "unauthori[sz]ed sender",
+            "(forbidden|foreign) sender",
             "sender (is )?(unauthori[sz]ed|not authori[sz]ed)",
+            r"sender (address )?(\S{1,80} )?(is |was )?not (allowed|permitted)"
+            r"(?! to (send|post|write|e?-?mail|contact|deliver))",
+            r"sender (address )?(\S{1,80} )?(does not|doesn't) belong to",
+            r"may not (send as|use (this|that) (sender|address|from))",
             r"not authori[sz]ed to (send|use).{0,60}\b(from|as|behalf|this sender)\b",
             r"(not allowed|not permitted) to (send|use).{0,40}\b(from|as|behalf|this sender)\b",
             r"(can(no|')?t|may not) send.{0,40}\b(from|as|using|with) (this|that|the|an?) "
@@ -449,7 +454,7 @@ _SENDER_NOT_OURS = (
             r"mail ?from.{0,30}(must|should|not|does).{0,20}(same|equal|match)",
             r"\bfrom\W{0,3}(header |e-?mail )?(address|header).{0,60}(not |n't |not a )(match"
             r"|verified|allowed|authori[sz]ed"
-            r"|one of|confirmed|belong|permitted|valid)",
+            r"|one of|confirmed|belong|permitted|valid|yours)",
             r"(match|same as|equal).{0,20}(auth(enticated|entication|orization|orized)?|login|logged)",
             r"sender (mismatch|address mismatch|login mismatch)",
             r"sender is not allowed to relay",

@@ -164,3 +164,9 @@ def test_settings_that_fit_no_server_are_told_before_it_is_asked(
 ) -> None:
     found = " ".join(oddities(protocol, host, port, security, auth))
     assert (said in found) if said else (found == "")
+
+
+@pytest.mark.parametrize("words", ["550 Administrative prohibition", "550 5.7.1 Go away", "550 No."])
+def test_a_refused_sender_is_told_as_such_where_the_server_says_little(words: str) -> None:
+    assert "sender address" in of_reply(OWN, Stage.MAIL, parse_reply(words)).advice
+    assert "sender address" not in of_reply(OWN, Stage.RCPT, parse_reply(words)).advice
