@@ -379,8 +379,8 @@ class MailHead:
 class OpenFolder(Protocol):
     """One folder of a mailbox, opened for reading: nothing is marked, nothing deleted.
 
-    UIDs belong to `uid_validity`, which is 0 where the server names none; `uid_next` is None where it does not
-    tell. All calls raise MailboxUnreadable.
+    UIDs belong to `uid_validity`, which is 0 where the server names none; `uid_next` is None where it does
+    not tell. All calls raise MailboxUnreadable.
     """
 
     messages: int
@@ -423,7 +423,7 @@ class DomainInquiry(Protocol):
 
 
 class Attendance(Protocol):
-    """Which dispatchers are at work. `note` and `leave` never raise, and wait a second at most."""
+    """Which processes of a kind are at work. `note` and `leave` never raise, and wait a second at most."""
 
     def note(self, name: str) -> None:
         """That `name` is at work now."""

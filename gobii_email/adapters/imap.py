@@ -12,7 +12,8 @@ from datetime import timedelta
 from gobii_email.adapters.dialer import Deadline, DialFailed, DialPolicy
 from gobii_email.adapters.imap_dialogue import Folder, ImapDeadlines, ImapDialogue
 from gobii_email.adapters.imap_probe import ImapProbe
-from gobii_email.adapters.imap_session import Declined
+from gobii_email.adapters.imap_reading import ImapFolder, told
+from gobii_email.adapters.imap_session import Declined, OnWait, unnoticed
 from gobii_email.adapters.probe import OnLine, OnStep, unfollowed
 from gobii_email.adapters.wire import Broken
 from gobii_email.ports import ImapServer, Probe
@@ -29,6 +30,22 @@ class ImapMailboxes:
     def __init__(self, policy: DialPolicy, deadlines: ImapDeadlines = ImapDeadlines()) -> None:
         self._policy = policy
         self._deadlines = deadlines
+
+    @contextmanager
+    def open_folder(self, server: ImapServer, on_wait: OnWait = unnoticed) -> Iterator[ImapFolder]:
+        """The folder of `server`, opened for reading, as ports.OpenFolder has it. Raises MailboxUnreadable.
+
+        `on_wait` is called before each wait for the network and every few seconds of it; what it raises ends
+        the visit.
+        """
+        opening = Deadline(self._deadlines.open)
+        dialogue = ImapDialogue(server, self._policy, self._deadlines, opening, on_wait=on_wait)
+        with closing(dialogue):
+            with told(server):
+                dialogue.open()
+                folder = dialogue.examine(server.folder)
+            dialogue.be_done_within(None)
+            yield ImapFolder(dialogue, folder)
 
     @contextmanager
     def open_mailbox(self, server: ImapServer) -> Iterator[tuple[ImapDialogue, Folder]]:

@@ -16,6 +16,8 @@ from gobii_email.adapters import sasl
 from gobii_email.adapters.dialer import Deadline, DialPolicy, VettedAddresses, ascii_host, dial
 from gobii_email.adapters.imap_session import (
     BUDGET_BYTES,
+    MAX_LINE_BYTES,
+    Declined,
     ImapClient,
     ImapSession,
     OnLine,
@@ -28,6 +30,7 @@ from gobii_email.domain.outcomes import Cause
 from gobii_email.ports import Auth, ImapServer, Security
 
 MAX_FOLDERS = 1000
+_SELF = '("name" "gobii-email" "vendor" "gobii")'
 _UNOPENABLE = frozenset({"\\noselect", "\\nonexistent"})
 LIST_BYTES = 1024 * 1024
 
@@ -45,14 +48,17 @@ _UNPARSABLE = (
 
 @dataclass(frozen=True, slots=True)
 class ImapDeadlines:
-    """Total spans, one for each step. `probe` bounds a whole test, which answers after exactly `blocked`
-    for a host that it may not reach.
+    """Total spans, one for each step. `body` is for fetching one mail, plus its size at 64 kB/s, `open` for
+    all up to the open folder. `probe` bounds a whole test, which answers after exactly `blocked` for a host
+    that it may not reach.
     """
 
     connect: timedelta = timedelta(seconds=15)
     greeting: timedelta = timedelta(seconds=30)
     tls: timedelta = timedelta(seconds=30)
     command: timedelta = timedelta(seconds=30)
+    body: timedelta = timedelta(seconds=60)
+    open: timedelta = timedelta(seconds=60)
     quit: timedelta = timedelta(seconds=1)
     probe: timedelta = timedelta(seconds=40)
     blocked: timedelta = timedelta(seconds=3)
@@ -112,12 +118,13 @@ class ImapDialogue:
         self.read_capabilities()
         self.log_in()
 
-    def be_done_within(self, deadline: Deadline) -> None:
-        """Bounds all that is still to come."""
+    def be_done_within(self, deadline: Deadline | None) -> None:
+        """Bounds all that is still to come; with None each step alone."""
         self._within = deadline
 
     def close(self) -> None:
         """Takes leave without waiting for the answer."""
+        self.session.wait_unnoticed()
         if self._client is not None:
             self._begin("LOGOUT", self.deadlines.quit)
             with contextlib.suppress(Broken, imaplib.IMAP4.error):
@@ -184,8 +191,19 @@ class ImapDialogue:
         words = self._words(secret)
         with self.asking("the login", self.deadlines.command):
             self._sign_in(words)
+            told = self.session.capabilities_told()
         self._client = ImapClient(self.session)
-        self.read_capabilities()
+        if told:
+            self.capabilities = told
+        else:
+            self.read_capabilities()
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Says who we are (RFC 2971): some providers open no folder for programs that do not."""
+        if "ID" in self.capabilities:
+            with self.asking("ID", self.deadlines.command), contextlib.suppress(Declined):
+                self.session._simple_command("ID", _SELF)
 
     def _mechanism(self, secret: str) -> str:
         """How to sign in: as the settings say, and as the server and the password allow."""
@@ -286,13 +304,17 @@ class ImapDialogue:
         assert self._client is not None
         return self._client
 
-    def _begin(self, doing: str, span: timedelta, budget: int = BUDGET_BYTES) -> None:
-        self.session.begin(doing, Deadline(span, within=self._within), budget)
+    def _begin(
+        self, doing: str, span: timedelta, budget: int = BUDGET_BYTES, longest_line: int = MAX_LINE_BYTES
+    ) -> None:
+        self.session.begin(doing, Deadline(span, within=self._within), budget, longest_line)
 
     @contextlib.contextmanager
-    def asking(self, doing: str, span: timedelta, budget: int = BUDGET_BYTES) -> Iterator[None]:
+    def asking(
+        self, doing: str, span: timedelta, budget: int = BUDGET_BYTES, longest_line: int = MAX_LINE_BYTES
+    ) -> Iterator[None]:
         """One command: its deadline, its budget of bytes, and what the library makes of nonsense."""
-        self._begin(doing, span, budget)
+        self._begin(doing, span, budget, longest_line)
         try:
             yield
         except _UNPARSABLE:

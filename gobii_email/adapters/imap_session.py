@@ -57,14 +57,26 @@ class ImapSession(Wire, imaplib.IMAP4):  # type: ignore[misc]
         Wire.__init__(self, host, deadline, on_wait)
         self.is_signing_in = False
         self._budget = BUDGET_BYTES
+        self._longest_line = MAX_LINE_BYTES
         self._on_line = on_line
         self._is_greeted = False
         imaplib.IMAP4.__init__(self, host, port)
 
-    def begin(self, doing: str, deadline: Deadline, budget: int = BUDGET_BYTES) -> None:
+    def begin(
+        self,
+        doing: str,
+        deadline: Deadline,
+        budget: int = BUDGET_BYTES,
+        longest_line: int = MAX_LINE_BYTES,
+    ) -> None:
         self.doing = doing
         self.deadline = deadline
         self._budget = budget
+        self._longest_line = longest_line
+
+    def wait_unnoticed(self) -> None:
+        """From now on `on_wait` hears nothing more."""
+        self._on_wait = unnoticed
 
     def greet(self) -> None:
         """Reads the greeting; the state is AUTH after PREAUTH. Raises Declined for BYE."""
@@ -80,6 +92,11 @@ class ImapSession(Wire, imaplib.IMAP4):  # type: ignore[misc]
         self.untagged_responses.clear()
         super()._get_capabilities()  # type: ignore[misc]
         return self.capabilities
+
+    def capabilities_told(self) -> tuple[str, ...]:
+        """Those that the server names unasked when we sign in (RFC 9051 section 7.1); () when none."""
+        said = self.untagged_responses.pop("CAPABILITY", [b""])[-1]
+        return tuple(said.decode("ascii").upper().split()) if isinstance(said, bytes) else ()
 
     def forget_what_was_said_in_clear(self) -> None:
         self.untagged_responses.clear()
@@ -100,7 +117,7 @@ class ImapSession(Wire, imaplib.IMAP4):  # type: ignore[misc]
         self.capabilities = ("IMAP4REV1",)
 
     def readline(self) -> bytes:
-        line = self._read_line(min(self._budget, MAX_LINE_BYTES))
+        line = self._read_line(min(self._budget, self._longest_line))
         self._budget -= len(line)
         self._tell("<", MASK if self.is_signing_in and line[:1] == b"+" else line.rstrip(b"\r\n"))
         return line
@@ -170,6 +187,8 @@ class ImapClient(IMAPClient):  # type: ignore[misc]
 
     def _create_IMAP4(self) -> ImapSession:
         return self._session
+
+    normalise_times = False  # moments with the zone that the server names
 
     def _set_read_timeout(self) -> None:
         """Deadlines are the session's."""
