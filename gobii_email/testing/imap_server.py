@@ -1,7 +1,7 @@
 """An IMAP server on loopback for tests: real sockets, a few folders, and faults on request.
 
-Knows as much of IMAP as a mailbox's test and a look into a folder need. For everything no server would say,
-`RawServer` in smtp_server plays bytes.
+Knows as much of IMAP as a mailbox's test, a look into a folder (SEARCH by a header, FETCH of headers or whole
+mails) and APPEND need. For everything no server would say, `RawServer` in smtp_server plays bytes.
 """
 
 import base64
@@ -12,6 +12,7 @@ import re
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Self
 
 from gobii_email.testing.smtp_server import RawServer, Script
@@ -23,13 +24,17 @@ _MECHANISMS = ("PLAIN", "XOAUTH2", "OAUTHBEARER")
 class ImapFaults:
     """What goes wrong; change it while the server runs.
 
-    `greeting` replaces the first line, `answers` maps a command to what is said in place of its whole answer
-    (`TAG` stands for the tag), `injected` follows the consent to STARTTLS in clear.
+    `greeting` replaces the first line, `answers` maps a command (`EXAMINE`, `UID SEARCH`, or `UID` for all of
+    them) to what is said in place of its whole answer (`TAG` stands for the tag), `injected` follows the
+    consent to STARTTLS in clear. At a command in `drops` the line is cut, at APPEND after its literal;
+    with `keeps_dropped` that mail is filed all the same.
     """
 
     greeting: bytes = b""
     answers: dict[str, bytes] = field(default_factory=dict)
     injected: bytes = b""
+    drops: set[str] = field(default_factory=set)
+    keeps_dropped: bool = False
 
 
 class ScriptedImapServer:
@@ -55,6 +60,9 @@ class ScriptedImapServer:
         self.users = dict(users or {})
         self.folders = dict(folders or {"INBOX": [], "Sent": []})
         self.faults = faults or ImapFaults()
+        self.flags: dict[str, str] = {}
+        self.dates: dict[bytes, datetime] = {}
+        self.uid_validity = 1795292296
         self.logins: list[tuple[str, str, bool]] = []
         self._tls = tls
         self._security = security
@@ -119,7 +127,7 @@ class _Conversation:
             tag, _, rest = self._script.hear().rstrip(b"\r\n").partition(b" ")
             name, _, arguments = rest.partition(b" ")
             command = name.decode().upper()
-            fault = self._server.faults.answers.get(command)
+            fault = self._fault(command, arguments)
             if fault is not None:
                 self._script.write(fault.replace(b"TAG", tag))
                 continue
@@ -130,6 +138,13 @@ class _Conversation:
             act(tag, arguments)
             if command == "LOGOUT":
                 return
+
+    def _fault(self, command: str, arguments: bytes) -> bytes | None:
+        both = f"{command} {arguments.split(b' ')[0].decode().upper()}"
+        answers, drops = self._server.faults.answers, self._server.faults.drops
+        if command != "APPEND" and drops & {command, both}:
+            raise ConnectionError("cut")
+        return answers.get(command, answers.get(both))
 
     def _capability(self, tag: bytes, _: bytes) -> None:
         words = ["IMAP4rev1", "UIDPLUS", *(["IDLE"] if self._server._has_idle else [])]
@@ -168,7 +183,8 @@ class _Conversation:
 
     def _list(self, tag: bytes, _: bytes) -> None:
         for name in self._server.folders:
-            self._script.say(f'* LIST (\\HasNoChildren) "/" "{name}"'.encode())
+            flags = f"\\HasNoChildren {self._server.flags.get(name, '')}".strip()
+            self._script.say(f'* LIST ({flags}) "/" "{name}"'.encode())
         self._script.say(tag + b" OK listed")
 
     def _examine(self, tag: bytes, arguments: bytes) -> None:
@@ -182,15 +198,57 @@ class _Conversation:
             b"* FLAGS (\\Seen)",
             f"* {count} EXISTS".encode(),
             b"* 0 RECENT",
-            b"* OK [UIDVALIDITY 1795292296] UIDs valid",
+            f"* OK [UIDVALIDITY {self._server.uid_validity}] UIDs valid".encode(),
             f"* OK [UIDNEXT {count + 1}] next".encode(),
             tag + b" OK [READ-ONLY] opened",
         )
 
     def _uid(self, tag: bytes, arguments: bytes) -> None:
+        name, _, rest = arguments.partition(b" ")
+        if name.upper() == b"FETCH":
+            self._fetch(tag, rest, by_uid=True)
+            return
         wanted = arguments.split()[-1].strip(b'"')
         found = [str(uid) for uid, message in enumerate(self._selected, 1) if wanted in message]
         self._script.say(" ".join(["* SEARCH", *found]).encode(), tag + b" OK searched")
+
+    def _fetch(self, tag: bytes, arguments: bytes, *, by_uid: bool = False) -> None:
+        numbers, _, items = arguments.partition(b" ")
+        wanted = _numbers(numbers, len(self._selected))
+        for number, message in enumerate(self._selected, 1):
+            if number in wanted:
+                self._script.write(self._fetched(number, message, items.upper(), by_uid=by_uid))
+        self._script.say(tag + b" OK fetched")
+
+    def _fetched(self, number: int, message: bytes, items: bytes, *, by_uid: bool) -> bytes:
+        date = self._server.dates.get(message) or datetime.now(UTC)
+        facts = [b"UID %d" % number] if by_uid or b"UID" in items else []
+        if b"INTERNALDATE" in items:
+            facts.append(f'INTERNALDATE "{date:%d-%b-%Y %H:%M:%S %z}"'.encode())
+        if b"RFC822.SIZE" in items:
+            facts.append(b"RFC822.SIZE %d" % len(message))
+        if found := re.search(rb"BODY(?:\.PEEK)?(\[[^\]]*\])", items):
+            part = _part(message, found[1])
+            facts.append(b"BODY%s {%d}\r\n%s" % (found[1], len(part), part))
+        return b"* %d FETCH (%s)\r\n" % (number, b" ".join(facts))
+
+    def _append(self, tag: bytes, arguments: bytes) -> None:
+        found = re.fullmatch(rb'("(?:\\.|[^"\\])*"|\S+)(?: \([^)]*\))?(?: "([^"]*)")? \{(\d+)\}', arguments)
+        if found is None or _unquoted(found[1]) not in self._server.folders:
+            self._script.say(tag + b" NO [TRYCREATE] no such folder")
+            return
+        self._script.say(b"+ go on")
+        message = self._script.hear_exactly(int(found[3]))
+        self._script.hear()
+        folder = self._server.folders[_unquoted(found[1])]
+        is_cut = "APPEND" in self._server.faults.drops
+        if not is_cut or self._server.faults.keeps_dropped:
+            folder.append(message)
+            if found[2]:
+                self._server.dates[message] = datetime.strptime(found[2].decode(), "%d-%b-%Y %H:%M:%S %z")
+        if is_cut:
+            raise ConnectionError("cut")
+        self._script.say(b"%s OK [APPENDUID %d %d] filed" % (tag, self._server.uid_validity, len(folder)))
 
     def _idle(self, tag: bytes, _: bytes) -> None:
         news: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -220,6 +278,27 @@ def _required(tls: ssl.SSLContext | None) -> ssl.SSLContext:
 def _unquoted(word: bytes) -> str:
     bare = word[1:-1] if word[:1] == b'"' else word
     return re.sub(rb"\\(.)", rb"\1", bare).decode()
+
+
+def _numbers(text: bytes, last: int) -> set[int]:
+    """The numbers in a set such as `1,3:5,7:*`."""
+    found: set[int] = set()
+    for part in text.replace(b"*", b"%d" % last).split(b","):
+        first, _, end = part.partition(b":")
+        found.update(range(int(first), int(end or first) + 1))
+    return found
+
+
+def _part(message: bytes, name: bytes) -> bytes:
+    """`[]`, `[HEADER]` or `[HEADER.FIELDS (…)]` of `message`."""
+    if name == b"[]":
+        return message
+    header = message.partition(b"\r\n\r\n")[0]
+    if wanted := re.search(rb"\(([^)]*)\)", name):
+        names = {field.strip(b'"') for field in wanted[1].split()}
+        lines = re.split(rb"\r\n(?![ \t])", header)
+        header = b"\r\n".join(line for line in lines if line.partition(b":")[0].strip().upper() in names)
+    return header.rstrip(b"\r\n") + b"\r\n\r\n"
 
 
 def _decoded(line: bytes) -> bytes:

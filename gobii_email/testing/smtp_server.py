@@ -408,6 +408,17 @@ class Script:
         del self._unread[:end]
         return said
 
+    def hear_exactly(self, size: int) -> bytes:
+        """The next `size` bytes that the client says."""
+        while len(self._unread) < size:
+            data = self.connection.recv(65_536)
+            if not data:
+                raise ConnectionError("the client hung up")
+            self._unread += data
+        said = bytes(self._unread[:size])
+        del self._unread[:size]
+        return said
+
     def heard_within(self, seconds: float) -> bool:
         """Whether the client says a line within `seconds`, which `hear` then answers."""
         self.connection.settimeout(seconds)
