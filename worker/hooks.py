@@ -31,15 +31,14 @@ logger = logging.getLogger("gobii_email.worker")
 @signals.setup_logging.connect
 def log_as_json(loglevel: int | None = None, **_: Any) -> None:
     """Celery's own lines go out like ours; a connected receiver keeps Celery from adding handlers."""
-    _log_through(logging.StreamHandler())
-    logging.getLogger().setLevel(loglevel or logging.WARNING)
+    has_threads = shares.threads is not None  # told by worker_init, which comes first
+    handler = BackgroundHandler(sys.stderr) if has_threads else logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(loglevel or logging.WARNING)
     # The root's handler writes our lines as well.
     logging.getLogger("gobii_email").handlers.clear()
-
-
-def _log_through(handler: logging.Handler) -> None:
-    handler.setFormatter(JsonFormatter())
-    logging.getLogger().handlers[:] = [handler]
 
 
 @signals.worker_init.connect
@@ -58,8 +57,7 @@ def start_worker(sender: Any = None, **_: Any) -> None:
 
 
 def share_threads(threads: int) -> None:
-    """Lets turns write and log together, and keeps any one mail server from holding all threads."""
-    _log_through(BackgroundHandler(sys.stderr))
+    """Lets turns write together, and keeps any one mail server from holding all threads."""
     start_writers()
     origins.seconds = READ_AGAIN_AFTER
     shares.threads = threads
