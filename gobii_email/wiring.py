@@ -26,9 +26,11 @@ from gobii_email.ports import (
     Attendance,
     DomainInquiry,
     Doorbell,
+    Leases,
     Limiter,
     MailReader,
     MailTransport,
+    NotWatched,
     SentFolders,
     TokenIssuer,
 )
@@ -75,6 +77,23 @@ def sent_folders() -> SentFolders:
     return ImapSentFolders(_dial_policy(), _imap_deadlines())
 
 
+@lru_cache(maxsize=1)
+def imap_idle() -> ImapIdle:
+    settings = config()
+    spans = IdleSpans(answer=settings.deadline_step, reissue=settings.idle_reissue)
+    return ImapIdle(_dial_policy(), _imap_deadlines(), spans)
+
+
+def idle_loop(on_news: Callable[[str], None], on_lost: Callable[[str, NotWatched], None]) -> IdleLoop:
+    """A new one, not started."""
+    return IdleLoop(on_news, on_lost)
+
+
+@lru_cache(maxsize=1)
+def leases() -> Leases:
+    return RedisLeases(config().redis_url)
+
+
 def _imap_deadlines() -> ImapDeadlines:
     settings = config()
     return ImapDeadlines(
@@ -106,6 +125,11 @@ def mail_reader() -> MailReader:
 @lru_cache(maxsize=1)
 def attendance() -> Attendance:
     return RedisAttendance(config().redis_url)
+
+
+@lru_cache(maxsize=1)
+def watchers() -> Attendance:
+    return RedisAttendance(config().redis_url, "gobii:watchers")
 
 
 @lru_cache(maxsize=1)
@@ -169,11 +193,14 @@ _MADE_ONCE = (
     attendance,
     doorbell,
     smtp_transport,
+    imap_idle,
     imap_mailboxes,
+    leases,
     limiter,
     mail_reader,
     sent_folders,
     token_issuers,
+    watchers,
 )
 
 

@@ -1,4 +1,4 @@
-"""Which dispatchers were at work lately, in one sorted set of Redis: who, and when they last said so.
+"""Which processes of a kind were at work lately, in one sorted set of Redis: who, and when they last said so.
 
 Nothing depends on it but the answer to an operator's question, so what cannot be written is left out.
 """
@@ -21,8 +21,9 @@ REMEMBERED = timedelta(days=1)
 class RedisAttendance:
     """`ports.Attendance`; whoever has not been noted for a day is forgotten."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str = KEY) -> None:
         self._url = url
+        self._key = key
 
     @cached_property
     def _redis(self) -> "redis.Redis":
@@ -32,21 +33,21 @@ class RedisAttendance:
         now = time.time()
         try:
             with self._redis.pipeline(transaction=False) as pipe:
-                pipe.zadd(KEY, {name: now})
-                pipe.zremrangebyscore(KEY, 0, now - REMEMBERED.total_seconds())
+                pipe.zadd(self._key, {name: now})
+                pipe.zremrangebyscore(self._key, 0, now - REMEMBERED.total_seconds())
                 pipe.execute()
         except (redis.RedisError, ValueError):  # ValueError: an address that makes no sense
             return
 
     def leave(self, name: str) -> None:
         try:
-            self._redis.zrem(KEY, name)
+            self._redis.zrem(self._key, name)
         except (redis.RedisError, ValueError):
             return
 
     def seen(self) -> Mapping[str, datetime]:
         try:
-            found = cast("list[tuple[str, float]]", self._redis.zrange(KEY, 0, -1, withscores=True))
+            found = cast("list[tuple[str, float]]", self._redis.zrange(self._key, 0, -1, withscores=True))
         except (redis.RedisError, ValueError) as problem:
             raise AttendanceUnknown(type(problem).__name__) from None
         return {name: datetime.fromtimestamp(score, UTC) for name, score in found}

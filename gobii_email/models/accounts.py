@@ -153,7 +153,14 @@ class AgentEmailAccount(models.Model):
     class Meta:
         verbose_name = "agent e-mail account"
         ordering = ["-updated_at"]
-        indexes = [models.Index(fields=["is_outbound_enabled"], name="agent_email_outbound_idx")]
+        indexes = [
+            models.Index(fields=["is_outbound_enabled"], name="agent_email_outbound_idx"),
+            models.Index(
+                fields=["endpoint"],
+                condition=Q(is_inbound_enabled=True, imap_idle_enabled=True),
+                name="account_watched_idx",
+            ),
+        ]
         constraints = [
             models.CheckConstraint(condition=port_in_range("smtp_port"), name="account_smtp_port"),
             models.CheckConstraint(condition=port_in_range("imap_port"), name="account_imap_port"),

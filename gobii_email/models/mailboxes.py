@@ -38,6 +38,12 @@ class Mailbox(models.Model):
     sent_folder = models.CharField(max_length=255, blank=True)
     sent_look_at = models.DateTimeField(null=True)
     sent_seen_until = models.DateTimeField(null=True)
+    watch_problem = models.TextField(
+        blank=True,
+        default="",
+        db_default="",
+        help_text="why nobody waits for news there (IDLE); it is polled",
+    )
 
     class Meta:
         verbose_name = "mailbox"

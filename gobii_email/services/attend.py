@@ -1,6 +1,6 @@
-"""Telling operators which dispatchers are at work, and what code each process runs.
+"""Telling operators which dispatchers and watchers are at work, and what code each process runs.
 
-A dispatcher says every few seconds that it is there; a worker answers when it is asked. What a process runs
+These say every few seconds that they are there; a worker answers when it is asked. What a process runs
 is noted when it starts, so that one which was not restarted after an update is found.
 """
 
@@ -16,6 +16,7 @@ import django
 
 import gobii_email
 from gobii_email import wiring
+from gobii_email.ports import Attendance
 
 EVERY = timedelta(seconds=10)
 LATELY = timedelta(seconds=60)
@@ -35,9 +36,13 @@ VERSIONS = (
 
 
 class Attending:
-    """This process at work as a dispatcher; `with Attending() as here: here.note()` in each round."""
+    """This process at work as a dispatcher; `with Attending() as here: here.note()` in each round.
 
-    def __init__(self) -> None:
+    As something else with another `book`.
+    """
+
+    def __init__(self, book: Attendance | None = None) -> None:
+        self._book = book or wiring.attendance()
         self._name = f"{socket.gethostname()}:{os.getpid()} {VERSIONS}"
         self._next = 0.0
 
@@ -45,20 +50,29 @@ class Attending:
         return self
 
     def __exit__(self, *_: object) -> None:
-        wiring.attendance().leave(self._name)
+        self._book.leave(self._name)
 
     def note(self) -> None:
         """Says so, at most every ten seconds."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + EVERY.total_seconds()
-            wiring.attendance().note(self._name)
+            self._book.note(self._name)
 
 
 def dispatchers() -> dict[str, tuple[str, datetime]]:
     """By host and process id: what each runs, and when its last good round was. Raises AttendanceUnknown."""
+    return _seen(wiring.attendance())
+
+
+def watchers() -> dict[str, tuple[str, datetime]]:
+    """As `dispatchers`, of those that watch mailboxes."""
+    return _seen(wiring.watchers())
+
+
+def _seen(book: Attendance) -> dict[str, tuple[str, datetime]]:
     found = {}
-    for name, at in wiring.attendance().seen().items():
+    for name, at in book.seen().items():
         place, _, versions = name.partition(" ")
         found[place] = (versions, at)
     return found
