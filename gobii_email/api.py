@@ -41,6 +41,7 @@ from gobii_email.services.submit import (
     submit,
     submitted_under,
 )
+from gobii_email.services.suppress import check_suppressed, suppressed
 from gobii_email.services.write import NewMail, write
 
 __all__ = [
@@ -115,6 +116,7 @@ def _submit_fresh(
         mails.append((message, gathered.mail_of(message)))
     allowed = allowed_contacts((message.from_endpoint, mail) for message, mail in mails)
     earlier = _earlier([message for message, _ in mails], options.idempotency_key)
+    unwanted = suppressed((message.from_endpoint, mail) for message, mail in mails)
     submitted: dict[uuid.UUID, OutboundMessageAttempt] = {}
     drafts = []
     render = Renderer()
@@ -124,6 +126,7 @@ def _submit_fresh(
             submitted[message.pk] = _first_of(earlier[message.from_endpoint_id], mail)
             _call_off(message, submitted[message.pk])
         else:
+            check_suppressed(message.from_endpoint, mail, unwanted)
             drafts.append(Draft(message, mail, freeze(mail, now, render), options))
     return submitted | {attempt.message_id: attempt for attempt in _submit_once(drafts, now)}
 

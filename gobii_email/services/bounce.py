@@ -203,10 +203,10 @@ class _Story:
 
     def _note_one(self, told: _Told, named: OutboundMessageAttempt) -> None:
         recipient, action = told.recipient, told.said.action
-        if recipient is None or not self._is_carried_by(named, recipient):
-            self._note_elsewhere(told, named)
-        elif action is Action.COMPLAINED:
+        if recipient is not None and action is Action.COMPLAINED:
             complained(recipient, named, self._event(told, named), self.now)
+        elif recipient is None or not self._is_carried_by(named, recipient):
+            self._note_elsewhere(told, named)
         elif action in _STATUSES:
             self._prove(told, recipient, named)
         else:

@@ -6,7 +6,7 @@ recipient and a time are left, which is a guess and marked as one. Nothing is wr
 
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -39,17 +39,15 @@ class Match:
 
 def find(endpoint_id: uuid.UUID, returned: Returned, now: datetime) -> Match | None:
     """The mail that `returned` speaks of, by the first of its ids that `endpoint_id` has sent under."""
-    for look in (
+    lookups: Sequence[Callable[[], Match | None]] = (
         lambda: _attempt(endpoint_id, returned.envelope_id, "its envelope id"),
         lambda: _attempt(endpoint_id, returned.attempt_id, "the header of the returned mail"),
         lambda: _message(endpoint_id, returned.microsoft_message_id, "the Message-ID that Exchange kept"),
         lambda: _message(endpoint_id, returned.original_message_id, "its Message-ID"),
         lambda: _taken_as(endpoint_id, returned.original_message_id),
         lambda: _guess(endpoint_id, returned, now),
-    ):
-        if found := look():
-            return found
-    return None
+    )
+    return next((found for look in lookups if (found := look())), None)
 
 
 def by_message_id(endpoint_id: uuid.UUID, message_id: str) -> Match | None:
@@ -94,9 +92,10 @@ def _taken_as(endpoint_id: uuid.UUID, message_id: str) -> Match | None:
 
 
 def _guess(endpoint_id: uuid.UUID, returned: Returned, now: datetime) -> Match | None:
-    """The only mail of the last days to one of those that a report without ids is about."""
+    """The only mail of the last days to one of those that a report is about, if it names no other mail."""
+    names_another = returned.envelope_id or returned.attempt_id or returned.original_message_id
     named = {form for told in returned.recipients for form in _forms(told)}
-    if not named:
+    if names_another or not named:
         return None
     rows = OutboundMessageRecipient.objects.filter(
         address__in=named,

@@ -45,6 +45,7 @@ from gobii_email.services.submit import (
     submit,
     submitted_under,
 )
+from gobii_email.services.suppress import check_suppressed, suppressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ def _prepared(mails: Sequence[NewMail], senders: Senders) -> Iterator[Prepared |
     ]
     allowed = allowed_contacts((sender, mail) for sender, _, mail in good)
     earlier = submitted_under({key for sender, new, _ in good if (key := _key(sender, new))})
+    unwanted = suppressed((sender, mail) for sender, _, mail in good)
     render = Renderer()
     for new, mail in zip(mails, checked, strict=True):
         if not isinstance(mail, Mail):
@@ -124,6 +126,8 @@ def _prepared(mails: Sequence[NewMail], senders: Senders) -> Iterator[Prepared |
             first = earlier.get(key) if key else None
             if key and first:
                 check_same(key[1], first, mail)
+            else:
+                check_suppressed(sender, mail, unwanted)
             yield Prepared(new, mail, None if first else freeze(mail, now, render))
         except (InvalidMail, IdempotencyConflict) as problem:
             yield problem
