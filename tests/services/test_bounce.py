@@ -1,0 +1,465 @@
+"""What a received report does to the mail that it names, and that it does nothing to any other."""
+
+import uuid
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from gobii_email import api
+from gobii_email.domain.inbound_mail import read_inbound
+from gobii_email.domain.lifecycle import Move, Provider
+from gobii_email.domain.outcomes import Accepted, Cause, Lost
+from gobii_email.domain.returned_mail import read_mail
+from gobii_email.domain.smtp_replies import Reply, Stage
+from gobii_email.models import (
+    OutboundMessageAttempt,
+    OutboundMessageEvent,
+    PersistentAgentCommsEndpoint,
+    PersistentAgentMessage,
+    ReceivedMail,
+    Suppression,
+)
+from gobii_email.services.bounce import MOST_NOTES, note_reply, note_returned
+from gobii_email.services.prove import StillSending
+from gobii_email.services.resolve import resolve
+from gobii_email.services.settle import settle
+from gobii_email.signals import recipient_bounced, recipient_complained
+from tests.conftest import RecordingDoorbell, row_of, taken
+
+pytestmark = pytest.mark.django_db
+
+SENDER, A, B = "agent@sender.example", "a@rcpt.example", "b@rcpt.example"
+TAKEN = Accepted(Reply(250, "2.0.0", "OK"))
+UNKNOWN = "smtp; 550 5.1.1 <a@rcpt.example>: Recipient address rejected: User unknown"
+
+
+@pytest.fixture(autouse=True)
+def quiet(doorbell: RecordingDoorbell, endpoint: PersistentAgentCommsEndpoint) -> None:
+    pass
+
+
+def submitted(*to: str, **options: Any) -> PersistentAgentMessage:
+    return api.send_agent_email(from_endpoint=SENDER, to=to or (A,), subject="Hello", body="Hi", **options)
+
+
+def sent(*to: str, **options: Any) -> OutboundMessageAttempt:
+    attempt = row_of(taken(submitted(*to, **options)))
+    assert settle(attempt, TAKEN, provider=Provider.SMTP, now=timezone.now())
+    return attempt
+
+
+def doubtful(*to: str, **options: Any) -> OutboundMessageAttempt:
+    attempt = row_of(taken(submitted(*to, **options)))
+    mark(attempt)
+    lost = Lost(Stage.DOT, Cause.CONNECTION_LOST, "The line went dead.", is_marked=True)
+    assert settle(attempt, lost, provider=Provider.SMTP, now=timezone.now())
+    return attempt
+
+
+def mark(attempt: OutboundMessageAttempt) -> None:
+    OutboundMessageAttempt.objects.filter(pk=attempt.pk).update(marked_at=timezone.now())
+
+
+def repeated(attempt: OutboundMessageAttempt) -> OutboundMessageAttempt:
+    """Attempt n+1, queued because nobody knew what became of `attempt`."""
+    row = OutboundMessageAttempt.objects.select_related("message").get(pk=attempt.pk)
+    assert resolve(row, Move.ABSENT, evidence="Nobody knows.", now=timezone.now(), is_proven=False)
+    return OutboundMessageAttempt.objects.get(message_id=attempt.message_id, number=attempt.number + 1)
+
+
+def report(
+    attempt: OutboundMessageAttempt,
+    recipient: str = A,
+    *,
+    action: str = "failed",
+    status: str = "5.1.1",
+    diagnostic: str = UNKNOWN,
+    by: str = "attempt",
+    original: str = "",
+    message_id: str = "",
+) -> bytes:
+    """A report as Postfix writes it, which names `attempt` by its header, ENVID, Message-ID or not."""
+    message_id = message_id or PersistentAgentMessage.objects.get(pk=attempt.message_id).rfc_message_id
+    copy = {
+        "attempt": f"X-Gobii-Message-ID: {attempt.pk}\nMessage-ID: <another@x.example>\n",
+        "message": f"Message-ID: {message_id}\n",
+        "exchange": f"Message-ID: <new@x.example>\nX-Microsoft-Original-Message-ID: {message_id}\n",
+    }.get(by, "")
+    envelope = f"Original-Envelope-Id: {attempt.pk}\n" if by == "envelope" else ""
+    original = f"Original-Recipient: rfc822;{original}\n" if original else ""
+    return (
+        "Return-Path: <>\nFrom: MAILER-DAEMON@mx.example (Mail Delivery System)\n"
+        f"To: {SENDER}\nSubject: Undelivered Mail Returned to Sender\nAuto-Submitted: auto-replied\n"
+        'MIME-Version: 1.0\nContent-Type: multipart/report; report-type=delivery-status; boundary="b"\n\n'
+        "--b\nContent-Type: text/plain\n\nI'm sorry.\n\n"
+        f"--b\nContent-Type: message/delivery-status\n\nReporting-MTA: dns; mx.example\n{envelope}\n"
+        f"{original}Final-Recipient: rfc822; {recipient}\nAction: {action}\nStatus: {status}\n"
+        f"Diagnostic-Code: {diagnostic}\n\n"
+        f"--b\nContent-Type: text/rfc822-headers\n\nFrom: {SENDER}\n{copy}Subject: Hello\n\n--b--\n"
+    ).encode()
+
+
+def complaint(attempt: OutboundMessageAttempt, recipient: str = A) -> bytes:
+    message_id = PersistentAgentMessage.objects.get(pk=attempt.message_id).rfc_message_id
+    return (
+        f"From: feedback@isp.example\nTo: {SENDER}\nSubject: FW: Hello\nMIME-Version: 1.0\n"
+        'Content-Type: multipart/report; report-type=feedback-report; boundary="b"\n\n'
+        "--b\nContent-Type: text/plain\n\nA report.\n\n"
+        "--b\nContent-Type: message/feedback-report\n\nFeedback-Type: abuse\nUser-Agent: X/1\nVersion: 1\n"
+        f"Original-Rcpt-To: {recipient}\n\n"
+        f"--b\nContent-Type: message/rfc822\n\nFrom: {SENDER}\nTo: {recipient}\n"
+        f"Message-ID: {message_id}\nSubject: Hello\n\nHi\n\n--b--\n"
+    ).encode()
+
+
+def autoreply(attempt: OutboundMessageAttempt, sender: str = A) -> bytes:
+    message_id = PersistentAgentMessage.objects.get(pk=attempt.message_id).rfc_message_id
+    return (
+        f"From: {sender}\nTo: {SENDER}\nSubject: Automatic reply: Hello\nAuto-Submitted: auto-replied\n"
+        f"In-Reply-To: {message_id}\nMessage-ID: <{uuid.uuid4()}@rcpt.example>\n\nI am away.\n"
+    ).encode()
+
+
+def stored(raw: bytes, endpoint: PersistentAgentCommsEndpoint | None = None) -> ReceivedMail:
+    fields = read_inbound(raw).fields
+    return ReceivedMail.objects.create(
+        endpoint=endpoint or PersistentAgentCommsEndpoint.objects.get(address=SENDER),
+        folder="INBOX",
+        uid_validity=1,
+        uid=ReceivedMail.objects.count() + 1,
+        raw=raw,
+        from_address=fields.get("from"),
+        stored_at=timezone.now(),
+    )
+
+
+def note(mail: ReceivedMail) -> bool:
+    raw = bytes(mail.raw or b"")
+    return note_returned(mail, read_mail(raw), read_inbound(raw).fields)
+
+
+def told(raw: bytes) -> bool:
+    return note(stored(raw))
+
+
+def state(attempt: OutboundMessageAttempt) -> tuple[str, str, dict[str, str]]:
+    attempt = OutboundMessageAttempt.objects.select_related("message").get(pk=attempt.pk)
+    recipients = {row.address: row.status for row in attempt.message.recipients.all()}
+    return attempt.status, attempt.message.latest_status, recipients
+
+
+def events(attempt: OutboundMessageAttempt) -> list[str]:
+    return list(
+        OutboundMessageEvent.objects.filter(message_id=attempt.message_id).values_list("event", flat=True)
+    )
+
+
+@pytest.mark.parametrize("by", ["attempt", "envelope", "message", "exchange"])
+def test_a_failure_ends_the_attempt_by_each_id(by: str) -> None:
+    attempt = sent()
+    mail = stored(report(attempt, by=by))
+    assert note(mail)
+    assert state(attempt) == ("failed", "failed", {A: "bounced"})
+    recipient = attempt.message.recipients.get()
+    assert (recipient.smtp_code, recipient.enhanced_status) == (550, "5.1.1")
+    assert "User unknown" in recipient.reply
+    document = api.delivery_status(attempt.message_id)
+    (row,) = document.attempts
+    assert (row.error_code, row.smtp_code, row.enhanced_status) == ("bounced", 550, "5.1.1")
+    assert "User unknown" in row.error_message
+    mail.refresh_from_db()
+    assert mail.about_id == attempt.pk
+
+
+def test_the_timeline_tells_where_it_was_read_and_how_sure_that_is() -> None:
+    attempt = sent()
+    assert told(report(attempt))
+    bounced = OutboundMessageEvent.objects.get(event="bounced")
+    assert bounced.text.startswith(f"Bounced from {A}: 550 5.1.1")
+    assert bounced.data["read_in"] == "report fields" and bounced.data["sureness"] == "sure"
+    assert bounced.data["matched_by"] == "the header of the returned mail"
+
+
+def test_what_is_told_twice_changes_nothing_more() -> None:
+    attempt = sent()
+    mail = stored(report(attempt))
+    assert note(mail)
+    before = events(attempt)
+    assert note(mail) and told(report(attempt))
+    assert events(attempt) == before
+
+
+def test_one_of_two_bounces_and_then_the_other() -> None:
+    attempt = sent(A, B)
+    assert told(report(attempt, A))
+    assert state(attempt) == ("sent", "partially_sent", {A: "bounced", B: "accepted"})
+    assert told(report(attempt, B, diagnostic="smtp; 552 5.2.2 Mailbox full", status="5.2.2"))
+    assert state(attempt) == ("failed", "failed", {A: "bounced", B: "bounced"})
+
+
+def test_a_delivery_and_a_late_bounce_after_it() -> None:
+    attempt = sent()
+    assert told(report(attempt, action="delivered", status="2.0.0", diagnostic="smtp; 250 2.0.0 OK"))
+    assert state(attempt) == ("delivered", "delivered", {A: "delivered"})
+    assert told(report(attempt))
+    assert state(attempt) == ("failed", "failed", {A: "bounced"})
+    assert told(report(attempt, action="delivered", status="2.0.0"))
+    assert state(attempt) == ("failed", "failed", {A: "bounced"})
+
+
+@pytest.mark.parametrize(
+    ("action", "status"), [("delayed", "4.4.1"), ("relayed", "2.0.0"), ("expanded", "2.0.0")]
+)
+def test_what_is_no_end_is_an_event_once(action: str, status: str) -> None:
+    attempt = sent()
+    mail = stored(report(attempt, action=action, status=status, diagnostic="smtp; 451 4.4.1 No answer"))
+    assert note(mail) and note(mail)
+    assert state(attempt) == ("sent", "sent", {A: "accepted"})
+    assert events(attempt).count(action) == 1
+
+
+def test_a_second_delay_is_told_again_but_not_for_ever() -> None:
+    attempt = sent()
+    for _ in range(MOST_NOTES + 5):
+        assert told(report(attempt, action="delayed", status="4.4.1"))
+    assert events(attempt).count("delayed") == MOST_NOTES
+
+
+def unknown(attempt: OutboundMessageAttempt, by: str) -> bytes:
+    return report(attempt, by=by).replace(str(attempt.pk).encode(), str(uuid.uuid4()).encode())
+
+
+FORGED: dict[str, Callable[[OutboundMessageAttempt], bytes]] = {
+    "an unknown attempt": lambda attempt: unknown(attempt, "attempt"),
+    "an unknown envelope": lambda attempt: unknown(attempt, "envelope"),
+    "an unknown Message-ID": lambda attempt: report(attempt, by="message", message_id="<x@sender.example>"),
+    "no id, an unknown recipient": lambda attempt: report(attempt, "x@other.example", by="none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED.keys())
+def test_a_report_that_names_no_mail_of_ours_changes_nothing(
+    forge: Callable[[OutboundMessageAttempt], bytes],
+) -> None:
+    attempt = sent()
+    before = state(attempt), events(attempt)
+    mail = stored(forge(attempt))
+    assert not note(mail)
+    assert (state(attempt), events(attempt)) == before
+    mail.refresh_from_db()
+    assert "names no mail" in mail.reason and mail.about_id is None
+    assert not Suppression.objects.exists()
+
+
+def test_a_report_in_another_mailbox_changes_nothing() -> None:
+    attempt = sent()
+    other = PersistentAgentCommsEndpoint.objects.create(
+        owner_agent=attempt.message.from_endpoint.owner_agent, channel="email", address="other@sender.example"
+    )
+    for by in ("attempt", "envelope", "message"):
+        assert not note(stored(report(attempt, by=by), other))
+    assert state(attempt) == ("sent", "sent", {A: "accepted"})
+
+
+def test_a_recipient_that_the_mail_was_not_for_is_a_note() -> None:
+    attempt = sent(A)
+    assert told(report(attempt, "stranger@other.example"))
+    assert state(attempt) == ("sent", "sent", {A: "accepted"})
+    assert events(attempt)[-1] == "other_report" and not Suppression.objects.exists()
+
+
+def test_where_an_alias_leads_the_original_recipient_counts() -> None:
+    attempt = sent(A)
+    assert told(report(attempt, "inner@host.example", original="A@RCPT.example"))
+    assert state(attempt) == ("failed", "failed", {A: "bounced"})
+
+
+def test_a_report_without_ids_is_a_note_and_proves_nothing() -> None:
+    attempt = sent(A)
+    assert told(report(attempt, by="none"))
+    assert state(attempt) == ("sent", "sent", {A: "accepted"})
+    assert events(attempt)[-1] == "possible_report" and not Suppression.objects.exists()
+
+
+def test_a_report_without_ids_fits_no_mail_where_two_might_be_meant() -> None:
+    attempt, other = sent(A), sent(A)
+    assert not told(report(attempt, by="none"))
+    assert "possible_report" not in events(attempt) + events(other)
+
+
+def test_a_report_without_ids_is_too_late_for_an_old_mail() -> None:
+    attempt = sent(A)
+    PersistentAgentMessage.objects.update(submitted_at=timezone.now() - timedelta(days=6))
+    assert not told(report(attempt, by="none"))
+
+
+def test_a_mail_that_is_not_handed_over_cannot_bounce() -> None:
+    message = submitted()
+    attempt = message.attempts.get()
+    mail = stored(report(attempt))
+    assert not note(mail)
+    assert state(attempt)[0] == "queued" and "no server took" in mail.reason
+
+
+def test_a_report_that_overtakes_our_own_note_is_read_again_later() -> None:
+    work = taken(submitted())
+    attempt = OutboundMessageAttempt.objects.get(pk=work.id)
+    mail = stored(report(attempt))
+    with pytest.raises(StillSending):
+        note(mail)
+    row = row_of(work)
+    assert settle(row, TAKEN, provider=Provider.SMTP, now=timezone.now())
+    assert note(mail)
+    assert state(attempt) == ("failed", "failed", {A: "bounced"})
+
+
+@pytest.mark.parametrize("by", ["attempt", "message"])
+def test_a_doubtful_mail_that_bounced_had_arrived(by: str) -> None:
+    attempt = doubtful(A, B)
+    assert told(report(attempt, A, by=by))
+    assert state(attempt) == ("sent", "partially_sent", {A: "bounced", B: "accepted"})
+    assert "doubt_found" in events(attempt)
+
+
+def test_a_delay_of_a_doubtful_mail_proves_that_it_had_arrived() -> None:
+    attempt = doubtful(A)
+    assert told(report(attempt, A, action="delayed", status="4.4.1"))
+    assert state(attempt) == ("sent", "sent", {A: "accepted"})
+
+
+def test_an_automatic_answer_proves_that_a_doubtful_mail_had_arrived() -> None:
+    attempt = doubtful(A)
+    assert told(autoreply(attempt))
+    assert state(attempt) == ("sent", "sent", {A: "accepted"})
+    assert events(attempt)[-1] == "autoreply"
+
+
+def test_an_automatic_answer_is_no_failure() -> None:
+    attempt = sent(A)
+    mail = stored(autoreply(attempt))
+    assert note(mail) and note(mail)
+    assert state(attempt) == ("sent", "sent", {A: "accepted"})
+    assert events(attempt).count("autoreply") == 1
+
+
+def test_an_answer_of_a_person_proves_that_a_doubtful_mail_had_arrived() -> None:
+    attempt = doubtful(A)
+    mail = stored(autoreply(attempt).replace(b"Auto-Submitted: auto-replied\n", b""))
+    answer = PersistentAgentMessage.objects.create(is_outbound=False, body="Yes")
+    assert note_reply(mail, answer, read_inbound(bytes(mail.raw or b"")).fields)
+    assert state(attempt) == ("sent", "sent", {A: "accepted"})
+    assert events(attempt)[-1] == "replied"
+
+
+def test_an_own_answer_proves_nothing() -> None:
+    attempt = doubtful(A)
+    mail = stored(autoreply(attempt, sender=SENDER))
+    answer = PersistentAgentMessage.objects.create(is_outbound=False, body="Yes")
+    assert not note_reply(mail, answer, read_inbound(bytes(mail.raw or b"")).fields)
+    assert not note(mail)
+    assert state(attempt)[0] == "in_doubt"
+
+
+def test_a_bounce_of_a_mail_that_waits_to_be_repeated_withdraws_the_repetition() -> None:
+    attempt = doubtful(A, B)
+    again = repeated(attempt)
+    assert again.addresses == [A, B]
+    assert told(report(attempt, A))
+    assert state(attempt) == ("sent", "partially_sent", {A: "bounced", B: "accepted"})
+    again.refresh_from_db()
+    assert again.status == "cancelled" and again.due_at is None
+
+
+def test_the_repetition_still_goes_to_whom_the_server_had_put_off() -> None:
+    attempt = row_of(taken(submitted(A, B)))
+    mark(attempt)
+    later = {B: Reply(451, "4.7.1", "Greylisted")}
+    lost = Lost(Stage.DOT, Cause.CONNECTION_LOST, "The line went dead.", is_marked=True, refused=later)
+    assert settle(attempt, lost, provider=Provider.SMTP, now=timezone.now())
+    again = repeated(attempt)
+    assert told(report(attempt, A))
+    again.refresh_from_db()
+    assert (again.status, again.addresses) == ("queued", [B])
+    assert state(attempt) == ("failed", "queued", {A: "bounced", B: "deferred"})
+    assert settle(row_of(taken(attempt.message)), TAKEN, provider=Provider.SMTP, now=timezone.now())
+    assert state(attempt) == ("failed", "partially_sent", {A: "bounced", B: "accepted"})
+
+
+def test_a_bounce_of_a_mail_that_is_being_repeated_waits_for_the_outcome() -> None:
+    attempt = doubtful(A)
+    repeated(attempt)
+    work = taken(attempt.message)
+    mail = stored(report(attempt))
+    with pytest.raises(StillSending):
+        note(mail)
+    assert settle(row_of(work), TAKEN, provider=Provider.SMTP, now=timezone.now())
+    assert note(mail)  # the second copy is out, and what becomes of it is to be seen
+    assert state(attempt) == ("sent", "sent", {A: "accepted"})
+    assert events(attempt)[-1] == "other_report"
+    assert told(report(row_of_number(attempt, 2)))
+    assert state(attempt)[1:] == ("failed", {A: "bounced"})
+
+
+def row_of_number(attempt: OutboundMessageAttempt, number: int) -> OutboundMessageAttempt:
+    return OutboundMessageAttempt.objects.get(message_id=attempt.message_id, number=number)
+
+
+def test_a_bounce_of_the_first_copy_ends_the_doubt_about_the_second() -> None:
+    attempt = doubtful(A)
+    repeated(attempt)
+    work = row_of(taken(attempt.message))
+    mark(work)
+    lost = Lost(Stage.DOT, Cause.CONNECTION_LOST, "The line went dead.", is_marked=True)
+    assert settle(work, lost, provider=Provider.SMTP, now=timezone.now())
+    assert told(report(attempt))
+    assert state(attempt) == ("failed", "failed", {A: "bounced"})
+    assert row_of_number(attempt, 2).status == "deferred" and row_of_number(attempt, 2).due_at is None
+    assert told(report(row_of_number(attempt, 2)))
+    assert state(attempt) == ("failed", "failed", {A: "bounced"})
+
+
+def test_a_complaint_is_told_once_changes_no_status_and_is_remembered(
+    django_capture_on_commit_callbacks: Any,
+) -> None:
+    attempt = sent()
+    heard: list[str] = []
+
+    def hear(address: str, **_: object) -> None:
+        heard.append(address)
+
+    recipient_complained.connect(hear)
+    try:
+        with django_capture_on_commit_callbacks(execute=True):
+            assert told(complaint(attempt)) and told(complaint(attempt))
+    finally:
+        recipient_complained.disconnect(hear)
+    assert heard == [A]
+    assert state(attempt) == ("sent", "sent", {A: "accepted"})
+    assert events(attempt).count("complained") == 1
+    assert Suppression.objects.get().cause == "complained"
+
+
+def test_a_complaint_that_hides_its_recipient_is_of_the_only_one() -> None:
+    attempt = sent()
+    assert told(complaint(attempt, "redacted@isp.invalid"))
+    assert Suppression.objects.get().address == A
+
+
+def test_others_are_told_of_a_bounce_once_it_is_committed(django_capture_on_commit_callbacks: Any) -> None:
+    attempt = sent()
+    heard: list[tuple[str, str]] = []
+
+    def hear(address: str, attempt_id: str, **_: object) -> None:
+        heard.append((address, attempt_id))
+
+    recipient_bounced.connect(hear)
+    try:
+        with django_capture_on_commit_callbacks(execute=True):
+            assert told(report(attempt))
+            assert heard == []
+    finally:
+        recipient_bounced.disconnect(hear)
+    assert heard == [(A, str(attempt.pk))]
