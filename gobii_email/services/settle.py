@@ -39,6 +39,7 @@ from gobii_email.services.follow import (
     refresh_message,
 )
 from gobii_email.services.resolve import resolve
+from gobii_email.services.suppress import suppress_refused
 from gobii_email.services.tell import event, tell
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ def settle(
             _note_late_answer(attempt, ending, now)
             return False
         _write_recipients(attempt, ending)
+        if provider is Provider.SMTP:
+            suppress_refused(attempt, outcome.refused, now)
         events = [_ending_event(attempt, ending, now)]
         if ending.following is not None and ending.move is not Move.LOST_AFTER_MARK:
             events.append(queue_next(attempt, ending.judgement.to_retry, ending.following, now))

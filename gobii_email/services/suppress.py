@@ -14,8 +14,11 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from gobii_email.domain.addresses import normalise, parse_address
+from gobii_email.domain.classification import read_reply
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.lifecycle import RecipientStatus
+from gobii_email.domain.readings import Scope
+from gobii_email.domain.smtp_replies import Reply, Stage
 from gobii_email.domain.suppression import is_dead
 from gobii_email.models import (
     OutboundMessageAttempt,
@@ -114,6 +117,23 @@ def suppress_bounced(
         message_id=attempt.message_id,
         now=now,
     )
+
+
+def suppress_refused(attempt: OutboundMessageAttempt, refused: Mapping[str, Reply], now: datetime) -> None:
+    """Enters those whom the sender's own server refused one by one, in words that are about the address."""
+    for address, reply in refused.items():
+        if not (reply.is_permanent and is_dead(reply.enhanced, reply.text) and attempt.from_endpoint_id):
+            continue
+        if read_reply(Stage.RCPT, reply).scope is Scope.RECIPIENT:
+            suppress(
+                attempt.from_endpoint_id,
+                address,
+                cause=Cause.BOUNCED,
+                reason=f"It was refused: {reply}",
+                enhanced_status=reply.enhanced,
+                message_id=attempt.message_id,
+                now=now,
+            )
 
 
 def suppress(
