@@ -291,7 +291,10 @@ class ImapDialogue:
         with self.asking("EXAMINE", self.deadlines.command):
             found = self.client.select_folder(name, readonly=True)
             numbers = [_number(found.get(key)) for key in (b"EXISTS", b"UIDVALIDITY", b"UIDNEXT")]
-        return Folder(name, numbers[0] or 0, numbers[1], numbers[2])
+        if numbers[0] is None:
+            text = f"{self.session.peer_name} does not say how many messages are in {name}."
+            raise Broken(Cause.PROTOCOL_ERROR, text)
+        return Folder(name, numbers[0], numbers[1], numbers[2])
 
     def find(self, message_id: str) -> list[int]:
         """The UIDs in the open folder of mail with this Message-ID, which has to be one of ours."""
