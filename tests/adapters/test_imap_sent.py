@@ -1,4 +1,4 @@
-"""Copies of sent mail on real sockets: found by their header alone, filed once, and never absent by mistake."""
+"""Copies of sent mail on real sockets: found by header alone, filed once, never absent by mistake."""
 
 import tracemalloc
 from collections.abc import Iterator
