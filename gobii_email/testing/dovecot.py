@@ -44,6 +44,7 @@ passdb {{
   driver = passwd-file
   args = scheme=PLAIN username_format=%u {here}/users
 }}
+{tokens}
 userdb {{
   driver = static
   args = uid={uid} gid={gid} home={mail}/%u
@@ -58,8 +59,17 @@ service imap-login {{
     ssl = yes
   }}
 }}
+service auth {{
+  inet_listener {{
+    address = 127.0.0.1
+    port = {sasl}
+  }}
+}}
 service anvil {{
   chroot =
+  unix_listener anvil-auth-penalty {{
+    mode = 0
+  }}
 }}
 service stats {{
   chroot =
@@ -67,12 +77,30 @@ service stats {{
 """
 
 
+# Asks who issued them whether tokens are good, and whose (RFC 7662).
+_TOKENS = """\
+passdb {{
+  driver = oauth2
+  mechanisms = xoauth2 oauthbearer
+  args = {here}/oauth2.conf
+}}
+"""
+_INTROSPECTION = """\
+introspection_mode = post
+introspection_url = {url}
+username_attribute = email
+active_attribute = active
+active_value = true
+"""
+
+
 class RealDovecot(OwnedServer):
     """`with RealDovecot(certificate, {"anna@mail.example": "secret"}) as dovecot: dovecot.ports["implicit"]`.
 
     `folders` are made in every mailbox beside INBOX. Raises ServerUnavailable, saying what to install, where
-    it cannot run. The doors are `starttls` and `implicit`. With `mail`, the mailboxes are those maildirs of
-    somebody else's below that directory, by address.
+    it cannot run. The doors are `starttls` and `implicit`; at `sasl` a Postfix can ask who may log in. With
+    `mail`, the mailboxes are those maildirs of somebody else's below that directory, by address. With
+    `introspects_at`, the URL of an issuer that is asked about them, tokens are taken by their `mechanisms`.
     """
 
     name = "dovecot"
@@ -84,6 +112,7 @@ class RealDovecot(OwnedServer):
         folders: Sequence[str] = (),
         mechanisms: Sequence[str] = ("plain", "login"),
         mail: Path | None = None,
+        introspects_at: str = "",
     ) -> None:
         super().__init__()
         if not Path(_PROGRAM).exists():
@@ -95,6 +124,7 @@ class RealDovecot(OwnedServer):
         self._folders = list(folders)
         self._mechanisms = mechanisms
         self._mail = mail
+        self._introspects_at = introspects_at
         self.ports: dict[str, int] = {}
 
     @property
@@ -127,13 +157,17 @@ class RealDovecot(OwnedServer):
 
     def _prepare(self) -> None:
         self.directory.chmod(0o755)
-        self.ports = {"implicit": free_port()}
+        self.ports = {"implicit": free_port(), "sasl": free_port()}
         pem = self.directory / "server.pem"
         self._certificate.private_key_and_cert_chain_pem.write_to_path(str(pem))
         lines = [f"{address}:{{PLAIN}}{password}::::::" for address, password in self._users.items()]
         passwords = self.directory / "users"
         passwords.write_text("\n".join([*lines, ""]))
         shutil.chown(passwords, "dovecot")
+        tokens = self.directory / "oauth2.conf"
+        tokens.write_text(_INTROSPECTION.format(url=self._introspects_at))
+        shutil.chown(tokens, "dovecot")
+        tokens.chmod(0o600)
         if self._mail is None:
             self._make_mailboxes(self.directory / "mail")
 
@@ -154,6 +188,7 @@ class RealDovecot(OwnedServer):
             "here": self.directory,
             "mail": self._mail or self.directory / "mail",
             "mechanisms": " ".join(self._mechanisms),
+            "tokens": _TOKENS.format(here=self.directory) if self._introspects_at else "",
             "uid": owner.pw_uid,
             "gid": owner.pw_gid,
         }

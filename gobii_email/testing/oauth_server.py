@@ -195,6 +195,8 @@ class LocalOAuthProvider:
                 return self._token(form)
             case "/revoke":
                 return self._revoke(form.get("token", ""))
+            case "/introspect":
+                return self._introspected(form.get("token", ""))
             case "/keys":
                 key = self._key.as_dict(private=False) | {"use": "sig", "alg": "RS256"} | self.key_details
                 return _json({"keys": [key]})
@@ -270,6 +272,14 @@ class LocalOAuthProvider:
         kept = {name: value for name, value in claims.items() if value is not None}
         key = RSAKey.import_key(_private_key(-1)) if self.faults.other_key else self._key
         return jwt.encode({"alg": "RS256", "kid": self._key.kid}, kept, key)
+
+    def _introspected(self, token: str) -> Answer:
+        """What a mail server is told of `token` (RFC 7662)."""
+        with self._lock:
+            grant = self.access_tokens.get(token)
+        if grant is None:
+            return _json({"active": False})
+        return _json({"active": True, "scope": grant.scope, "email": grant.person.get("email", "")})
 
     def _revoke(self, token: str) -> Answer:
         with self._lock:

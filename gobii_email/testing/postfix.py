@@ -52,8 +52,8 @@ default_transport = discard
 relay_transport = discard
 smtpd_relay_restrictions = permit_mynetworks, permit_sasl_authenticated, reject
 smtpd_sender_login_maps = regexp:{here}/etc/owners
-smtpd_sasl_type = cyrus
-smtpd_sasl_path = smtpd
+smtpd_sasl_type = {sasl_type}
+smtpd_sasl_path = {sasl_path}
 cyrus_sasl_config_path = {here}/etc/sasl
 smtpd_tls_loglevel = 1
 """
@@ -106,7 +106,7 @@ class RealPostfix(OwnedServer):
     `users` sign in with their address (PLAIN or LOGIN), may send as themselves alone, and have a
     mailbox, as `mailboxes` have; all are in one domain. Raises ServerUnavailable, saying what to
     install, where it cannot run. `aliases` lead from one address to another, which need not exist:
-    such mail is accepted, and bounces.
+    such mail is accepted, and bounces. With `dovecot_port` it asks the Dovecot there who may log in.
     """
 
     name = "postfix"
@@ -117,6 +117,7 @@ class RealPostfix(OwnedServer):
         users: Mapping[str, str],
         mailboxes: Iterable[str] = (),
         aliases: Mapping[str, str] = {},  # noqa: B006
+        dovecot_port: int | None = None,
     ) -> None:
         super().__init__()
         self._master = _master()
@@ -124,6 +125,7 @@ class RealPostfix(OwnedServer):
         self._users = dict(users)
         self._aliases = dict(aliases)
         self._addresses = (*users, *mailboxes)
+        self._logins = ("dovecot", f"inet:{LOOPBACK}:{dovecot_port}") if dovecot_port else ("cyrus", "smtpd")
         self.ports: dict[str, int] = {}
 
     @property
@@ -188,6 +190,7 @@ class RealPostfix(OwnedServer):
         domain = self._addresses[0].partition("@")[2]
         nobody = (self.directory / "mailboxes").stat().st_uid
         values = {"here": self.directory, "domain": domain, "max_message_bytes": MAX_MESSAGE_BYTES}
+        values |= dict(zip(("sasl_type", "sasl_path"), self._logins, strict=True))
         (self._etc / "main.cf").write_text(_MAIN.format(**values, uid=nobody, gid=nobody))
         self._write_table("mailboxes", {address: f"{address}/" for address in self._addresses})
         self._write_table("aliases", self._aliases)
