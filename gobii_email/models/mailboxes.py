@@ -34,7 +34,15 @@ class Mailbox(models.Model):
     failures = models.PositiveSmallIntegerField(default=0)
     hold_code = models.CharField(max_length=32, blank=True)
     hold_reason = models.TextField(blank=True)
-    baseline_at = models.DateTimeField(null=True, help_text="mail that came before is nobody's business")
+    baseline_at = models.DateTimeField(
+        null=True, help_text="mail that came before is nobody's business, or was dealt with"
+    )
+    rescan_until = models.BigIntegerField(
+        null=True, help_text="UIDs up to this one are new names for mail that may be known"
+    )
+    unfetched = models.JSONField(
+        default=dict, db_default={}, help_text="how often each UID was not handed out to us"
+    )
     sent_folder = models.CharField(max_length=255, blank=True)
     sent_look_at = models.DateTimeField(null=True)
     sent_seen_until = models.DateTimeField(null=True)
