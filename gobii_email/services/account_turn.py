@@ -238,11 +238,17 @@ class AccountTurn:
             shares.begin(self.host, turn.name)
             outcome = self._outcome(work, addresses)
         self.is_quick = shares.done(self.host, turn.name) < QUICK
+        self._call_the_parked()
         self.place.count(outcome, len(addresses))
         is_part = len(addresses) < len(work.addresses)
         turn.settle(work, outcome, Provider.SMTP, is_part=is_part)
         turn.has_more |= is_part
         self._go_on_after(outcome, addresses)
+
+    def _call_the_parked(self) -> None:
+        """A quick answer may have made a place for another lane, long before this turn ends."""
+        if (parked := shares.next_parked()) is not None:
+            wiring.doorbell().ring([Hint(parked)])
 
     def _outcome(self, work: Work, addresses: Sequence[str]) -> Outcome:
         try:

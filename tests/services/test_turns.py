@@ -545,6 +545,18 @@ def test_whoever_ends_a_turn_takes_up_what_is_parked(
     assert statuses([parked]) == ["sent"]
 
 
+def test_a_share_that_widens_calls_for_what_is_parked(
+    account: AgentEmailAccount, shares: Shares, doorbell: RecordingDoorbell
+) -> None:
+    shares.threads, host = 16, account.smtp_server_name
+    for number in range(2):
+        shares.enter(host, f"somebody-{number}", lane=f"{number}", attempt_id="")
+    assert not shares.enter(host, "late", lane="late", attempt_id="parked")
+    shares.leave(host, "somebody-0")
+    turn(send())
+    assert "parked" in doorbell.rung
+
+
 def test_a_parked_lane_is_not_handed_out_again_at_once(full: str, doorbell: RecordingDoorbell) -> None:
     message = send()
     message.attempts.update(due_at=timezone.now() - timedelta(minutes=1))
