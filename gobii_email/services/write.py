@@ -1,7 +1,7 @@
 """Writing new messages from plain values, and queueing them, many in as few statements as one."""
 
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -16,13 +16,12 @@ from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.storable_text import storable
 from gobii_email.domain.thread_headers import reply_headers
 from gobii_email.models import (
-    CommsChannel,
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
     PersistentAgentMessageAttachment,
 )
-from gobii_email.models.bulk_rows import Insertion, insert_missing, new_object
-from gobii_email.models.cursors import among, bound_cursor, stored_uuid
+from gobii_email.models.bulk_rows import Insertion, new_object
+from gobii_email.services.contacts import contacts_of
 from gobii_email.services.gather import senders, senders_by_address
 from gobii_email.services.render import Renderer
 from gobii_email.services.submit import (
@@ -262,29 +261,8 @@ def _store(drafts: Sequence[Draft], now: datetime) -> None:
 
 
 def _contacts(drafts: Sequence[Draft]) -> dict[str, uuid.UUID]:
-    """An outside endpoint for every recipient, those that are missing made in one statement."""
-    wanted = {normalise(address) for draft in drafts for address, _ in draft.mail.recipients}
-    found = _known_contacts(wanted)
-    missing = sorted(wanted - found.keys())
-    if not missing:
-        return found
-    made = {address: uuid.uuid4() for address in missing}
-    rows = [(key, CommsChannel.EMAIL.value, address) for address, key in made.items()]
-    if insert_missing(PersistentAgentCommsEndpoint, ("id", "channel", "address"), rows) == len(rows):
-        return found | made
-    return found | _known_contacts(set(missing))
-
-
-def _known_contacts(wanted: Set[str]) -> dict[str, uuid.UUID]:
-    # By the expression that is indexed: stored addresses are in lower case.
-    among_them, parameters = among(list(wanted))
-    with bound_cursor() as cursor:
-        cursor.execute(
-            f"SELECT address, id FROM {PersistentAgentCommsEndpoint._meta.db_table} WHERE lower(address) "
-            f"{among_them} AND channel = '{CommsChannel.EMAIL}' AND owner_agent_id IS NULL",
-            parameters,
-        )
-        return {address: stored_uuid(key) for address, key in cursor.fetchall()}
+    """An outside endpoint for every recipient."""
+    return contacts_of({normalise(address) for draft in drafts for address, _ in draft.mail.recipients})
 
 
 def _links(drafts: Sequence[Draft], contacts: Mapping[str, uuid.UUID]) -> list[Insertion]:
