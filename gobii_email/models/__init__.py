@@ -1,11 +1,6 @@
 """What is remembered: rows, constraints, queries."""
 
-from gobii_email.models.accounts import (
-    AgentEmailAccount,
-    AgentEmailOAuthCredential,
-    MailHost,
-    SendingLimit,
-)
+from gobii_email.models.accounts import AgentEmailAccount
 from gobii_email.models.agents import (
     CommsAllowlistEntry,
     CommsChannel,
@@ -16,6 +11,7 @@ from gobii_email.models.agents import (
 from gobii_email.models.attempts import OutboundMessageAttempt, OutboundMessageEvent
 from gobii_email.models.connections import ConnectionTest, OAuthRequest
 from gobii_email.models.lanes import Lane
+from gobii_email.models.limits import MailHost, SendingLimit
 from gobii_email.models.mailboxes import Mailbox, ReceivedMail, SentCopy, Suppression
 from gobii_email.models.messages import (
     FrozenMessage,
@@ -23,6 +19,7 @@ from gobii_email.models.messages import (
     PersistentAgentMessage,
     PersistentAgentMessageAttachment,
 )
+from gobii_email.models.oauth import AgentEmailOAuthCredential
 
 __all__ = [
     "AgentEmailAccount",

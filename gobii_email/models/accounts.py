@@ -6,8 +6,6 @@ used is left to the transports. Whether mail may go out now is decided in select
 
 import hashlib
 from datetime import datetime
-from typing import Any
-from uuid import uuid4
 
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -15,34 +13,18 @@ from django.db import models
 from django.db.models import Q
 
 from gobii_email.domain.classification import AccountState
-from gobii_email.domain.oauth_tokens import (
-    OAuthService,
-    Tokens,
-    granted_text,
-    may_receive,
-    may_send,
-    service_named,
-)
-from gobii_email.domain.quotas import LIMITS, LONGEST_POOL_TTL, MOST
+from gobii_email.domain.quotas import LIMITS, LONGEST_POOL_TTL
 from gobii_email.domain.secret import Secret
 from gobii_email.encryption import SecretContext, SecretsEncryption, SecretUnreadable
 from gobii_email.models.agents import PersistentAgentCommsEndpoint
+from gobii_email.models.limits import LIMIT, in_bounds
 from gobii_email.ports import Auth, ImapServer, Security, SmtpServer
 
 PORT = [MinValueValidator(1), MaxValueValidator(65535)]
-LIMIT = [MinValueValidator(1), MaxValueValidator(MOST)]
 
 
 def port_in_range(field: str) -> Q:
     return Q(**{f"{field}__isnull": True}) | Q(**{f"{field}__gte": 1, f"{field}__lte": 65535})
-
-
-def in_bounds(*limits: str) -> Q:
-    """Each of `limits` is empty or from 1 to MOST."""
-    condition = Q()
-    for name in limits:
-        condition &= Q(**{f"{name}__isnull": True}) | Q(**{f"{name}__gte": 1, f"{name}__lte": MOST})
-    return condition
 
 
 class AgentEmailAccount(models.Model):
@@ -368,195 +350,3 @@ def _fingerprint(*values: object) -> str:
             part = str(value).encode()
         digest.update(len(part).to_bytes(4) + part)
     return digest.hexdigest()
-
-
-class AgentEmailOAuthCredential(models.Model):
-    """The tokens that open a mailbox without its password.
-
-    Whoever renews them holds `refresh_lease` until `refresh_blocked_until`. A moment there without a lease is
-    a pause after a renewal that failed, for the reason in `refresh_error`.
-    """
-
-    account = models.OneToOneField(
-        AgentEmailAccount, on_delete=models.CASCADE, related_name="oauth_credential"
-    )
-    provider = models.CharField(max_length=64)
-    access_token_encrypted = models.BinaryField(null=True, blank=True)
-    refresh_token_encrypted = models.BinaryField(null=True, blank=True)
-    token_type = models.CharField(max_length=32, blank=True)
-    scope = models.CharField(max_length=512, blank=True)
-    expires_at = models.DateTimeField(null=True, blank=True)
-    metadata = models.JSONField(default=dict, blank=True)
-    refresh_lease = models.UUIDField(null=True, editable=False)
-    refresh_blocked_until = models.DateTimeField(null=True, editable=False)
-    refresh_error = models.TextField(blank=True, editable=False)
-    created_at = models.DateTimeField(auto_now_add=True)
-    updated_at = models.DateTimeField(auto_now=True)
-
-    class Meta:
-        verbose_name = "OAuth credential"
-
-    def __str__(self) -> str:
-        return f"{self.provider} for {self.account}"
-
-    @property
-    def service(self) -> OAuthService | None:
-        return service_named(self.provider)
-
-    @property
-    def is_signed_in(self) -> bool:
-        """Whether the owner signed in here; otherwise the tokens were given by a document."""
-        return bool(self.metadata.get("mailbox"))
-
-    @property
-    def may_send(self) -> bool:
-        """Whether sending was allowed at the sign-in, as far as its scopes are known."""
-        return may_send(self.service, self.scope)
-
-    @property
-    def may_receive(self) -> bool:
-        return may_receive(self.service, self.scope)
-
-    # Renewal
-
-    def take_refresh_lease(self, now: datetime, until: datetime) -> bool:
-        """Whether the renewal is ours until `until`; then this object is as the row is now."""
-        free = Q(refresh_blocked_until__isnull=True) | Q(refresh_blocked_until__lte=now)
-        lease = uuid4()
-        rows = type(self)._default_manager.filter(free, pk=self.pk)
-        if not rows.update(refresh_lease=lease, refresh_blocked_until=until):
-            return False
-        self.refresh_from_db()
-        return self.refresh_lease == lease
-
-    def end_refresh(
-        self, *, blocked_until: datetime | None = None, error: str = "", **values: object
-    ) -> bool:
-        """Gives the lease back; False when it was not ours any more, and nothing is written."""
-        return self._write_under_lease(refresh_blocked_until=blocked_until, refresh_error=error, **values)
-
-    def keep_tokens(self, tokens: Tokens, now: datetime) -> bool:
-        """Writes renewed tokens and gives the lease back, in one statement; False as for `end_refresh`."""
-        self._set(tokens, now)
-        return self._write_under_lease(
-            access_token_encrypted=self.access_token_encrypted,
-            refresh_token_encrypted=self.refresh_token_encrypted,
-            expires_at=self.expires_at,
-            scope=self.scope,
-            updated_at=now,
-            refresh_blocked_until=None,
-            refresh_error="",
-        )
-
-    def take_over(self, tokens: Tokens, now: datetime) -> None:
-        """Sets what a sign-in granted, to be saved; a renewal under way elsewhere comes too late then."""
-        self._set(tokens, now)
-        if self.service is not None:
-            self.scope = granted_text(self.service, tokens.scope)
-        self.refresh_lease = self.refresh_blocked_until = None
-        self.refresh_error = ""
-
-    def _set(self, tokens: Tokens, now: datetime) -> None:
-        """What the tokens leave out stays: the refresh token of before, and what was granted then."""
-        self.set_access_token(tokens.access_token)
-        if tokens.refresh_token is not None:
-            self.set_refresh_token(tokens.refresh_token)
-        self.expires_at = None if tokens.lasts is None else now + tokens.lasts
-        self.token_type = "Bearer"  # noqa: S105
-        if tokens.scope and self.service is not None:
-            self.scope = granted_text(self.service, tokens.scope)
-
-    def _write_under_lease(self, **values: object) -> bool:
-        rows = type(self)._default_manager.filter(pk=self.pk, refresh_lease=self.refresh_lease)
-        if self.refresh_lease is None or not rows.update(refresh_lease=None, **values):
-            return False
-        self.refresh_lease = None
-        for name, value in values.items():
-            setattr(self, name, value)
-        return True
-
-    # Secrets
-
-    def _context(self, field: str) -> SecretContext:
-        # Bound to the provider that issued the token, not to a mail server.
-        return SecretContext(account_id=str(self.account_id), field=field, server_host=self.provider)
-
-    def set_access_token(self, token: str | Secret) -> None:
-        encryption = SecretsEncryption.from_settings()
-        self.access_token_encrypted = encryption.encrypt(token, self._context("access_token"))
-
-    def get_access_token(self) -> Secret | None:
-        if self.access_token_encrypted is None:
-            return None
-        context = self._context("access_token")
-        return SecretsEncryption.from_settings().decrypt(self.access_token_encrypted, context)
-
-    def set_refresh_token(self, token: str | Secret) -> None:
-        encryption = SecretsEncryption.from_settings()
-        self.refresh_token_encrypted = encryption.encrypt(token, self._context("refresh_token"))
-
-    def get_refresh_token(self) -> Secret | None:
-        if self.refresh_token_encrypted is None:
-            return None
-        context = self._context("refresh_token")
-        return SecretsEncryption.from_settings().decrypt(self.refresh_token_encrypted, context)
-
-
-class MailHost(models.Model):
-    """A server that asked to be left alone for a while; shared by all accounts that use it.
-
-    `name` is `host:port`, as `AgentEmailAccount.smtp_server_name` gives it.
-    """
-
-    name = models.CharField(primary_key=True, max_length=264)
-    backoff_until = models.DateTimeField(null=True, blank=True)
-    failures = models.PositiveIntegerField(default=0)
-    reason = models.TextField(blank=True)
-    updated_at = models.DateTimeField(auto_now=True)
-
-    class Meta:
-        verbose_name = "mail host"
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class SendingLimit(models.Model):
-    """A limit above the accounts: of all that use one server, or that send from one domain (a tenant)."""
-
-    class Kind(models.TextChoices):
-        HOST = "host", "Server (host:port)"
-        DOMAIN = "domain", "Domain of the senders"
-
-    kind = models.CharField(max_length=8, choices=Kind.choices)
-    name = models.CharField(max_length=264, help_text="`smtp.example.com:587`, or `example.com`")
-    per_minute = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
-    per_hour = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
-    per_day = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
-    max_connections = models.PositiveIntegerField(null=True, blank=True, validators=LIMIT)
-
-    class Meta:
-        verbose_name = "sending limit"
-        ordering = ["kind", "name"]
-        constraints = [
-            models.UniqueConstraint(fields=["kind", "name"], name="sending_limit_once"),
-            models.CheckConstraint(
-                condition=in_bounds("per_minute", "per_hour", "per_day", "max_connections"),
-                name="sending_limit_bounds",
-            ),
-        ]
-
-    def __str__(self) -> str:
-        return f"{self.get_kind_display()} {self.name}"
-
-    def clean(self) -> None:
-        host, _, port = self.name.strip().rpartition(":")
-        is_server = bool(host) and port.isdigit()
-        if self.kind == self.Kind.HOST and not is_server:
-            raise ValidationError({"name": "A server is named with its port, such as smtp.example.com:587."})
-        if self.kind == self.Kind.DOMAIN and ("@" in self.name or ":" in self.name):
-            raise ValidationError({"name": "Give the domain alone, such as example.com."})
-
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        self.name = self.name.strip().lower()
-        super().save(*args, **kwargs)

@@ -15,9 +15,10 @@ from django.db.models.functions import Cast, Concat
 
 from gobii_email.domain.lifecycle import OPEN, AttemptStatus, Priority, Provider
 from gobii_email.domain.quotas import LIMITS
-from gobii_email.models.accounts import AgentEmailAccount, MailHost
+from gobii_email.models.accounts import AgentEmailAccount
 from gobii_email.models.agents import PersistentAgentCommsEndpoint
 from gobii_email.models.compiled import Compiled
+from gobii_email.models.limits import MailHost
 from gobii_email.models.messages import PersistentAgentMessage, choices
 
 
