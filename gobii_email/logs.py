@@ -36,6 +36,7 @@ FIELDS = (
     "text",
     "why",
     "is_marked",
+    "found",
     "handed_out",
     "rescued",
     "expired",

@@ -198,6 +198,9 @@ class Doorbell(Protocol):
     def call(self, calls: Sequence[Call]) -> bool:
         """Whether the broker took the calls."""
 
+    def waiting(self, queue: str) -> int | None:
+        """How many calls wait in `queue`; None where the broker cannot tell."""
+
 
 @dataclass(frozen=True, slots=True)
 class LimitScope:

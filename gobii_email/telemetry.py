@@ -17,12 +17,13 @@ from gobii_email.domain.oauth_tokens import Denied, Tokens
 from gobii_email.domain.outcomes import Accepted, Lost, Outcome, Refused
 from gobii_email.domain.redaction import without, without_addresses, without_credentials
 from gobii_email.domain.smtp_replies import safe_text
-from gobii_email.ports import SmtpServer
+from gobii_email.ports import ImapServer, SmtpServer
 
 logger = logging.getLogger(__name__)
 
 ENQUEUE = "email.enqueue"
 SMTP_SEND = "email.smtp.send"
+IMAP_POLL = "email.imap.poll"
 OAUTH_REFRESH = "oauth.refresh"
 FAILURE = "email.failure"
 
@@ -50,24 +51,29 @@ class SendSpan:
         """Notes a bug: what was raised, without its variables."""
         error = type(problem).__name__
         text = self._redacted(str(problem))
-        self._mark_failed(error, text)
+        mark_failed(self._span, error, text)
         # Not logger.exception: the text may name a recipient, and whoever catches it logs where it was.
         logger.error("smtp.send.crashed", extra=self._facts | {"error": error, "text": text})
 
     def _fail(self, error: str, facts: dict[str, object], text: str) -> None:
         text = self._redacted(text)
-        self._mark_failed(error, text)
+        mark_failed(self._span, error, text)
         logger.warning("smtp.send.failed", extra=self._facts | facts | {"error": error, "text": text})
 
-    def _mark_failed(self, error: str, text: str) -> None:
-        self._span.set_attribute("error.type", error)
-        self._span.add_event(FAILURE, {"error.type": error, "text": text})
-        self._span.set_status(Status(StatusCode.ERROR, text))
-
     def _redacted(self, text: str) -> str:
-        """Server text without credentials, our own login, or anybody's address."""
-        text = without_addresses(without_credentials(safe_text(text)))
-        return without(text, (self._server.username, self._server.username.partition("@")[0]))
+        return redacted(text, self._server.username)
+
+
+def mark_failed(span: Span, error: str, text: str) -> None:
+    span.set_attribute("error.type", error)
+    span.add_event(FAILURE, {"error.type": error, "text": text})
+    span.set_status(Status(StatusCode.ERROR, text))
+
+
+def redacted(text: str, username: str) -> str:
+    """Server text without credentials, the login `username`, or anybody's address."""
+    text = without_addresses(without_credentials(safe_text(text)))
+    return without(text, (username, username.partition("@")[0]))
 
 
 @contextmanager
@@ -100,6 +106,51 @@ def smtp_send(
             yield send
         except Exception as problem:
             send.crashed(problem)
+            raise
+
+
+class PollSpan:
+    """The span `email.imap.poll` of one visit to a mailbox."""
+
+    def __init__(self, span: Span, server: ImapServer, account_id: str) -> None:
+        self._span = span
+        self._server = server
+        self._facts = {"account_id": account_id}
+
+    def found(self, new_uids: int) -> None:
+        self._span.set_attribute("new_uid_count", new_uids)
+        if new_uids:
+            logger.info("imap.polled", extra=self._facts | {"found": new_uids})
+
+    def failed(self, error: str, text: str) -> None:
+        """Notes why the mailbox could not be read, redacted."""
+        text = redacted(text, self._server.username)
+        mark_failed(self._span, error, text)
+        logger.warning("imap.poll_failed", extra=self._facts | {"error": error, "text": text})
+
+
+@contextmanager
+def imap_poll(server: ImapServer, account_id: str) -> Iterator[PollSpan]:
+    """Opens `email.imap.poll` around one visit to the mailbox at `server`."""
+    with _tracer().start_as_current_span(
+        IMAP_POLL,
+        kind=SpanKind.CLIENT,
+        attributes={
+            "imap.host": server.host,
+            "imap.port": server.port,
+            "imap.security": str(server.security),
+            "imap.folder": server.folder,
+            "server.address": server.host,
+            "server.port": server.port,
+        },
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+        try:
+            yield PollSpan(span, server, account_id)
+        except Exception as problem:
+            error = type(problem).__name__
+            mark_failed(span, error, redacted(str(problem), server.username))
             raise
 
 

@@ -59,6 +59,9 @@ class RecordingDoorbell:
         self.called += calls
         return True
 
+    def waiting(self, queue: str) -> int | None:
+        return len([call for call in self.called if call.queue == queue])
+
 
 @pytest.fixture
 def doorbell(monkeypatch: pytest.MonkeyPatch) -> RecordingDoorbell:

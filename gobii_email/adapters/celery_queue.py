@@ -60,6 +60,7 @@ class CeleryDoorbell:
         self, broker_url: str, redis_url: str, *, hint_lifetime: timedelta, breaker_pause: timedelta
     ) -> None:
         self._app = producer(broker_url)
+        self._broker_url = broker_url
         self._redis_url = redis_url
         self._lifetime = hint_lifetime.total_seconds()
         self._pause = breaker_pause.total_seconds()
@@ -74,6 +75,15 @@ class CeleryDoorbell:
 
     def call(self, calls: Sequence[Call]) -> bool:
         return self._knock(lambda: [_Ring(call.task, call.queue, call.subject) for call in calls])
+
+    def waiting(self, queue: str) -> int | None:
+        # Others let what has expired go by themselves, and so cannot be filled with it.
+        if not self._broker_url.startswith(("redis", "valkey")):
+            return None
+        try:
+            return int(self._broker.llen(queue))
+        except (redis.RedisError, ValueError):
+            return None
 
     def _knock(self, wanted: _Wanted) -> bool:
         if not self._may_knock():
@@ -132,6 +142,10 @@ class CeleryDoorbell:
             # Whatever a broker client raises, the caller's mail is already safe in the database.
             return problem
         return None
+
+    @cached_property
+    def _broker(self) -> "redis.Redis":
+        return redis_client(self._broker_url, patience=PATIENCE)
 
     @cached_property
     def _rung(self) -> "redis.Redis":
