@@ -47,8 +47,8 @@ ROWS = {
     "single": Row("one connection a mail, 1 worker", SINGLE),
     "reuse2": Row("connections reused, 2 workers", REUSED, workers=2),
     "single2": Row("one connection a mail, 2 workers", SINGLE, workers=2),
-    "wide": Row("reused, 128 threads, 100 accounts", REUSED, threads=128, accounts=100, mails=8000),
-    "slow": Row("the same at 50 ms a reply", REUSED, delay=0.05, threads=128, accounts=100, mails=8000),
+    "wide": Row("reused, 128 threads, 100 accounts", REUSED, threads=128, accounts=100, mails=16000),
+    "slow": Row("the same at 50 ms a reply", REUSED, delay=0.05, threads=128, accounts=100, mails=16000),
 }
 
 

@@ -2,8 +2,9 @@
 
 Rows are copies, made by the server, of one mail that was submitted in the ordinary way. Then a dispatcher
 and a worker run as always; the server's own log says how long each of their statements took, and those
-are explained once more at the end. Claims in the log take up to twenty mails or find none, so claims of
-twenty are timed by themselves as well: first with pages that are not in memory, then once more.
+are explained once more at the end. Claims in the log take up to twenty mails or find none, and a dispatcher
+looks seldom, so both are timed by themselves as well: thirty looks, then claims of twenty, first with pages
+that are not in memory, then once more.
 `python -m benchmarks.scale --help`.
 """
 
@@ -30,14 +31,19 @@ _LOGGED = re.compile(
     re.MULTILINE,
 )
 
-_CLAIM = """
+_DIRECT = """
 import json, time
 from datetime import timedelta
 from django.utils import timezone
 from gobii_email.models import OutboundMessageAttempt
-from gobii_email.models.queue import Claim, claim, release
+from gobii_email.models.queue import Claim, claim, due_lanes, release
 lanes = OutboundMessageAttempt.objects.order_by().values_list("from_endpoint", flat=True).distinct()
-lanes, found = list(lanes), {}
+lanes, found = list(lanes), {"look": []}
+for _ in range(30):
+    now = timezone.now()
+    began = time.perf_counter()
+    assert len(due_lanes(now, 200)) == len(lanes)
+    found["look"].append(1000 * (time.perf_counter() - began))
 for again in ("first", "again"):
     found[again] = []
     for lane in lanes:
@@ -49,6 +55,12 @@ for again in ("first", "again"):
         release(rows)
 print(json.dumps(found))
 """
+
+_TITLES = {
+    "look": "a dispatcher's look at all lanes",
+    "first": "a claim of twenty mails, pages not in memory yet",
+    "again": "a claim of twenty mails, once more",
+}
 
 
 def multiply(rig: Rig, rows: int, senders: list[str], sendable: int) -> None:
@@ -118,7 +130,7 @@ def measure(rows: int, *, accounts: int, mails: int, threads: int, seconds: floa
         # More than are waited for: workers take them several at a time.
         multiply(rig, rows, senders, sendable=3 * mails + 1000)
         print(f"{rows} rows made in {time.monotonic() - started:.0f} s", flush=True)
-        claims = json.loads(rig.stack.python(_CLAIM))
+        direct = json.loads(rig.stack.python(_DIRECT))
         start = len(rig.logged())
         rig.log_statements(False)
         rig.sql("ALTER SYSTEM SET log_min_duration_statement = 0")
@@ -135,7 +147,7 @@ def measure(rows: int, *, accounts: int, mails: int, threads: int, seconds: floa
             "rows": rows,
             "accepted": found["accepted"],
             "per_second": (found["accepted"] - 1) / span if span else 0.0,
-            "claims": {name: statistics.median(found) for name, found in claims.items()},
+            "direct": {name: statistics.median(found) for name, found in direct.items()},
             "statements": took,
             "plans": {text: explain(rig, full) for text, full in texts.items() if _is_a_question(text)},
         }
@@ -184,11 +196,9 @@ def as_text(document: dict[str, Any], *, plans: bool) -> str:
         f"{found['rows']:>9} rows: {found['accepted']} mails at {found['per_second']:.0f}/s"
         for found in (small, large)
     ]
-    for name, text in (("first", "pages not in memory yet"), ("again", "once more")):
-        before, after = small["claims"][name], large["claims"][name]
-        lines.append(
-            f"a claim of twenty mails, {text}: {before:.1f} ms, {after:.1f} ms, {after / before:.1f} times"
-        )
+    for name, text in _TITLES.items():
+        before, after = small["direct"][name], large["direct"][name]
+        lines.append(f"{text}: {before:.1f} ms, {after:.1f} ms, {after / before:.1f} times")
     lines.append("median ms with few rows, with many, ratio, count")
     both = [name for name in large["statements"] if name in small["statements"]]
     for name in sorted(both, key=lambda name: -large["statements"][name]["median"]):
