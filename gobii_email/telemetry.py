@@ -17,7 +17,7 @@ from gobii_email.domain.oauth_tokens import Denied, Tokens
 from gobii_email.domain.outcomes import Accepted, Lost, Outcome, Refused
 from gobii_email.domain.redaction import without, without_addresses, without_credentials
 from gobii_email.domain.smtp_replies import safe_text
-from gobii_email.ports import ImapServer, SmtpServer
+from gobii_email.ports import ImapServer, LeaseLost, MailboxUnreadable, SmtpServer
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +146,16 @@ def imap_poll(server: ImapServer, account_id: str) -> Iterator[PollSpan]:
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
+        poll = PollSpan(span, server, account_id)
         try:
-            yield PollSpan(span, server, account_id)
+            yield poll
+        except MailboxUnreadable as problem:
+            poll.failed(problem.failure.error, problem.failure.text)
+            raise
+        except LeaseLost:
+            raise
         except Exception as problem:
-            error = type(problem).__name__
-            mark_failed(span, error, redacted(str(problem), server.username))
+            poll.failed(type(problem).__name__, str(problem))
             raise
 
 

@@ -1,7 +1,8 @@
 """An IMAP server on loopback for tests: real sockets, a few folders, and faults on request.
 
-Knows as much of IMAP as a mailbox's test, a look into a folder (SEARCH by a header, FETCH of headers or whole
-mails) and APPEND need. For everything no server would say, `RawServer` in smtp_server plays bytes.
+Knows as much of IMAP as a mailbox's test, a look into a folder (SEARCH by a header, UIDs and days, FETCH of
+headers or whole mails) and APPEND need. For everything no server would say, `RawServer` in smtp_server plays
+bytes.
 """
 
 import base64
@@ -12,11 +13,12 @@ import re
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Self
 
 from gobii_email.testing.smtp_server import RawServer, Script
 
+_CRITERION = re.compile(rb'\b(UID|SINCE|HEADER)(?: "?Message-ID"?)? ("[^"]*"|\S+)', re.IGNORECASE)
 _MECHANISMS = ("PLAIN", "XOAUTH2", "OAUTHBEARER")
 
 
@@ -27,7 +29,8 @@ class ImapFaults:
     `greeting` replaces the first line, `answers` maps a command (`EXAMINE`, `UID SEARCH`, or `UID` for all of
     them) to what is said in place of its whole answer (`TAG` stands for the tag), `injected` follows the
     consent to STARTTLS in clear. At a command in `drops` the line is cut, at APPEND after its literal;
-    with `keeps_dropped` that mail is filed all the same.
+    with `keeps_dropped` that mail is filed all the same. Whoever fetches a UID in `refused` hears NO; one
+    in `deadly` cuts the line.
     """
 
     greeting: bytes = b""
@@ -35,12 +38,15 @@ class ImapFaults:
     injected: bytes = b""
     drops: set[str] = field(default_factory=set)
     keeps_dropped: bool = False
+    refused: set[int] = field(default_factory=set)
+    deadly: set[int] = field(default_factory=set)
 
 
 class ScriptedImapServer:
     """A mailbox server for `users` (name to password or token), encrypted by `security`.
 
-    `folders` maps a name, in modified UTF-7, to its messages: header and body, as bytes. `logins` has who
+    `folders` maps a name, in modified UTF-7, to its messages: header and body, as bytes; an empty one stands
+    for a UID whose mail was deleted. `logins` has who
     signed in how, `heard` all that clients said. Without `has_idle` nobody can wait for news; those who do
     are counted by `waiting`, and hear what is given to `announce`. Use as a context manager.
     """
@@ -196,7 +202,7 @@ class _Conversation:
         count = len(self._selected)
         self._script.say(
             b"* FLAGS (\\Seen)",
-            f"* {count} EXISTS".encode(),
+            f"* {sum(map(bool, self._selected))} EXISTS".encode(),
             b"* 0 RECENT",
             f"* OK [UIDVALIDITY {self._server.uid_validity}] UIDs valid".encode(),
             f"* OK [UIDNEXT {count + 1}] next".encode(),
@@ -208,23 +214,42 @@ class _Conversation:
         if name.upper() == b"FETCH":
             self._fetch(tag, rest, by_uid=True)
             return
-        wanted = arguments.split()[-1].strip(b'"')
-        found = [str(uid) for uid, message in enumerate(self._selected, 1) if wanted in message]
+        found = [str(uid) for uid, message in self._there() if self._fits(uid, message, rest)]
         self._script.say(" ".join(["* SEARCH", *found]).encode(), tag + b" OK searched")
+
+    def _there(self) -> list[tuple[int, bytes]]:
+        return [(uid, message) for uid, message in enumerate(self._selected, 1) if message]
+
+    def _fits(self, uid: int, message: bytes, wanted: bytes) -> bool:
+        """Whether it fits all of `UID a:b`, `SINCE date` and `HEADER Message-ID id` that are asked for."""
+        asked = {name.upper(): value.strip(b'"') for name, value in _CRITERION.findall(wanted)}
+        return (
+            uid in _Numbers(asked.get(b"UID", b"1:*"), self._there()[-1][0])
+            and self._date(message).date() >= _day(asked.get(b"SINCE", b"1-Jan-1970"))
+            and asked.get(b"HEADER", b"") in message
+        )
+
+    def _date(self, message: bytes) -> datetime:
+        return self._server.dates.get(message) or datetime.now(UTC)
 
     def _fetch(self, tag: bytes, arguments: bytes, *, by_uid: bool = False) -> None:
         numbers, _, items = arguments.partition(b" ")
-        wanted = _numbers(numbers, len(self._selected))
-        for number, message in enumerate(self._selected, 1):
+        wanted, faults = _Numbers(numbers, len(self._selected)), self._server.faults
+        if any(uid in wanted for uid in faults.deadly):
+            raise ConnectionError("cut")
+        if any(uid in wanted for uid in faults.refused):
+            self._script.say(tag + b" NO [SERVERBUG] cannot read the mail")
+            return
+        for number, message in self._there():
             if number in wanted:
                 self._script.write(self._fetched(number, message, items.upper(), by_uid=by_uid))
         self._script.say(tag + b" OK fetched")
 
     def _fetched(self, number: int, message: bytes, items: bytes, *, by_uid: bool) -> bytes:
-        date = self._server.dates.get(message) or datetime.now(UTC)
+        at = self._date(message)
         facts = [b"UID %d" % number] if by_uid or b"UID" in items else []
         if b"INTERNALDATE" in items:
-            facts.append(f'INTERNALDATE "{date:%d-%b-%Y %H:%M:%S %z}"'.encode())
+            facts.append(f'INTERNALDATE "{at:%d-%b-%Y %H:%M:%S %z}"'.encode())
         if b"RFC822.SIZE" in items:
             facts.append(b"RFC822.SIZE %d" % len(message))
         if found := re.search(rb"BODY(?:\.PEEK)?(\[[^\]]*\])", items):
@@ -280,13 +305,19 @@ def _unquoted(word: bytes) -> str:
     return re.sub(rb"\\(.)", rb"\1", bare).decode()
 
 
-def _numbers(text: bytes, last: int) -> set[int]:
-    """The numbers in a set such as `1,3:5,7:*`."""
-    found: set[int] = set()
-    for part in text.replace(b"*", b"%d" % last).split(b","):
-        first, _, end = part.partition(b":")
-        found.update(range(int(first), int(end or first) + 1))
-    return found
+def _day(text: bytes) -> date:
+    return datetime.strptime(text.decode() + " +0000", "%d-%b-%Y %z").date()
+
+
+class _Numbers:
+    """The numbers in a set such as `1,3:5,7:*`; the ends of a range may come in any order."""
+
+    def __init__(self, text: bytes, last: int) -> None:
+        parts = (part.partition(b":") for part in text.replace(b"*", b"%d" % last).split(b","))
+        self._ranges = [sorted((int(first), int(end or first))) for first, _, end in parts]
+
+    def __contains__(self, number: int) -> bool:
+        return any(first <= number <= last for first, last in self._ranges)
 
 
 def _part(message: bytes, name: bytes) -> bytes:
