@@ -23,6 +23,7 @@ from gobii_email.models import (
     PersistentAgentMessage,
 )
 from gobii_email.services import intervene, status
+from gobii_email.services.answer import AutomaticAnswerRefused
 from gobii_email.services.gather import gather
 from gobii_email.services.render import Renderer
 from gobii_email.services.status import DeliveryStatus
@@ -45,6 +46,7 @@ from gobii_email.services.suppress import check_suppressed, suppressed
 from gobii_email.services.write import NewMail, write
 
 __all__ = [
+    "AutomaticAnswerRefused",
     "Cancellation",
     "DeliveryStatus",
     "EmailAttachmentPayload",
@@ -68,16 +70,18 @@ def deliver_agent_email(
     idempotency_key: str | None = None,
     on_doubt: str | None = None,
     priority: str | None = None,
+    is_automatic: bool = True,
 ) -> OutboundMessageAttempt | None:
     """Queues `message` and returns its first attempt at once; a worker sends it.
 
     A second call, or the same `idempotency_key` with the same content, answers the first one's attempt.
     None, with a warning in the log, for what is not outbound e-mail. `send_at` and `expires_at` are aware;
     by default a message lives 24 hours. `on_doubt` is "hold" (default) or "resend". `priority` is
-    "interactive" (default) or "bulk", which waits while the same sender has interactive mail.
-    Raises InvalidMail, IdempotencyConflict.
+    "interactive" (default) or "bulk", which waits while the same sender has interactive mail. An answer
+    to a received message says that it `is_automatic`, and may be refused (AutomaticAnswerRefused), unless
+    a person approved it. Raises InvalidMail, IdempotencyConflict.
     """
-    options = Options(send_at, expires_at, idempotency_key, on_doubt, priority)
+    options = Options(send_at, expires_at, idempotency_key, on_doubt, priority, is_automatic)
     return _deliver([message], options)[0]
 
 
@@ -113,7 +117,7 @@ def _submit_fresh(
     mails = []
     for message in filter(_is_outbound_email, messages):
         _check_sender(message.from_endpoint)
-        mails.append((message, gathered.mail_of(message)))
+        mails.append((message, gathered.mail_of(message, is_automatic=options.is_automatic)))
     allowed = allowed_contacts((message.from_endpoint, mail) for message, mail in mails)
     earlier = _earlier([message for message, _ in mails], options.idempotency_key)
     unwanted = suppressed((message.from_endpoint, mail) for message, mail in mails)
@@ -212,13 +216,16 @@ def send_agent_email(
     idempotency_key: str | None = None,
     on_doubt: str | None = None,
     priority: str | None = None,
+    is_automatic: bool = True,
 ) -> PersistentAgentMessage:
     """Validates, stores and queues a new message; answers it.
 
     `body` is HTML, Markdown or plain text. `in_reply_to` is a stored message or an RFC Message-ID.
     The same `idempotency_key` with the same content answers the first message. `priority` is "interactive"
-    (default) or "bulk". Nothing is stored when
-    InvalidMail or IdempotencyConflict is raised.
+    (default) or "bulk". An answer to a received message says that it `is_automatic` (RFC 3834), and is
+    refused (AutomaticAnswerRefused, an InvalidMail) where a program wrote what it answers or too many such
+    answers were sent, unless a person approved it. Nothing is stored when InvalidMail or
+    IdempotencyConflict is raised.
     """
     mail = NewMail(
         from_endpoint=from_endpoint,
@@ -230,7 +237,7 @@ def send_agent_email(
         in_reply_to=in_reply_to,
         attachments=tuple(attachments),
         headers=headers or {},
-        options=Options(send_at, expires_at, idempotency_key, on_doubt, priority),
+        options=Options(send_at, expires_at, idempotency_key, on_doubt, priority, is_automatic),
     )
     return write([mail])[0]
 

@@ -294,6 +294,9 @@ class Config:
     )
     max_message_bytes: int = setting("GOBII_MAX_MESSAGE_BYTES", number, "25000000", "of one serialised mail")
     max_recipients: int = setting("GOBII_MAX_RECIPIENTS", number, "500", "To, Cc and Bcc together")
+    answers_per_hour: int = setting(
+        "GOBII_ANSWERS_PER_HOUR", number, "20", "automatic answers of one sender to one correspondent"
+    )
     public_url: str = setting("PUBLIC_URL", str, "http://127.0.0.1:8000", "where people reach this service")
     google_client_id: str = setting(
         "GOOGLE_CLIENT_ID", str, "", "this installation's OAuth client at Google; sign-in is off without it"

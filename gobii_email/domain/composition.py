@@ -59,7 +59,8 @@ class MailParts:
     """Everything a mail is made of. `to` and `cc` are bare addresses; who is in Bcc is not known here.
 
     `date` is aware. `html` may be "", then the mail is plain text. `headers` are extra ones from the
-    allow-list. `message_id` and `references` carry their angle brackets.
+    allow-list, `own_headers` ours, which no caller may set and which win. `message_id` and `references`
+    carry their angle brackets.
     """
 
     from_name: str
@@ -75,6 +76,7 @@ class MailParts:
     references: tuple[str, ...] = ()
     reply_to: str = ""
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    own_headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     attachments: tuple[EmailAttachmentPayload, ...] = ()
 
 
@@ -155,10 +157,16 @@ def _identity_fields(parts: MailParts) -> dict[str, str]:
         "Message-ID": parts.message_id,
         "In-Reply-To": parts.in_reply_to,
         "References": fold(parts.references),
-        **{name: encode_text(value) for name, value in parts.headers.items()},
+        **{name: encode_text(value) for name, value in _extra_fields(parts).items()},
         "MIME-Version": "1.0",
     }
     return {name: body for name, body in fields.items() if body or name == "Subject"}
+
+
+def _extra_fields(parts: MailParts) -> dict[str, str]:
+    own = {name.lower() for name in parts.own_headers}
+    given = {name: value for name, value in parts.headers.items() if name.lower() not in own}
+    return given | dict(parts.own_headers)
 
 
 def _address_list(addresses: Sequence[str]) -> str:

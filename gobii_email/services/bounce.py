@@ -72,8 +72,8 @@ def note_returned(mail: ReceivedMail, returned: Returned, fields: Fields) -> boo
         return _Story(mail, match, now).note(returned)
 
 
-def note_reply(mail: ReceivedMail, message: PersistentAgentMessage, fields: Fields) -> bool:
-    """Takes `mail`, received as `message`, for proof that what it answers had arrived; whether it was ours.
+def note_reply(mail: ReceivedMail, message: PersistentAgentMessage | None, fields: Fields) -> bool:
+    """Takes `mail`, received as `message` or kept from the agent, for proof that what it answers had arrived.
 
     Only what In-Reply-To names was read by whoever answers: References may come from a later mail.
     """

@@ -24,12 +24,18 @@ from gobii_email.models import (
 from gobii_email.models.compiled import Compiled
 from gobii_email.models.cursors import among, bound_cursor, stored_uuid
 from gobii_email.models.messages import subject_of
+from gobii_email.services.answer import answer_to
 from gobii_email.services.submit import Mail, addresses, reply_ids, subject_line
 
 Endpoints = PersistentAgentCommsEndpoint.objects
 
 _ASKED_OF_SENDERS = ("owner_agent", "email_meta", "agentemailaccount")
 """An agent's owner is asked for more rarely."""
+
+
+_ASKED_OF_PARENTS = (
+    "rfc_message_id", "raw_payload", "thread_root", "is_outbound", "from_address", "from_endpoint",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +47,15 @@ class Gathered:
     files: Mapping[uuid.UUID, Sequence[PersistentAgentMessageAttachment]]
     parents: Mapping[uuid.UUID, PersistentAgentMessage]
 
-    def mail_of(self, message: PersistentAgentMessage) -> Mail:
-        """What `message` says. Reads its files from their storage; raises InvalidMail."""
+    def mail_of(self, message: PersistentAgentMessage, *, is_automatic: bool = True) -> Mail:
+        """What `message` says. Reads its files from their storage; raises InvalidMail.
+
+        An answer to a received message `is_automatic` unless a person approved it.
+        """
         endpoint = self.senders[message.from_endpoint_id]  # type: ignore[index]
         payload = message.raw_payload or {}
-        in_reply_to, references = reply_ids(self.parents.get(message.parent_id))  # type: ignore[arg-type]
+        parent = self.parents.get(message.parent_id)  # type: ignore[arg-type]
+        in_reply_to, references = reply_ids(parent)
         to, cc, bcc = (self.addressees.get((message.pk, kind), ()) for kind in ("to", "cc", "bcc"))
         return Mail(
             from_name=endpoint.display_name,
@@ -60,6 +70,7 @@ class Gathered:
             reply_to=str(payload.get("reply_to") or ""),
             headers=dict(payload.get("headers") or {}),
             attachments=tuple(map(_payload, self.files.get(message.pk, ()))),
+            answer=answer_to(parent, endpoint, is_automatic=is_automatic),
         )
 
 
@@ -167,7 +178,7 @@ def _parents(messages: Sequence[PersistentAgentMessage]) -> dict[uuid.UUID, Pers
     keys = {message.parent_id for message in messages if message.parent_id}
     if not keys:
         return {}
-    return PersistentAgentMessage.objects.only("rfc_message_id", "raw_payload").in_bulk(keys)
+    return PersistentAgentMessage.objects.only(*_ASKED_OF_PARENTS).in_bulk(keys)
 
 
 def _payload(file: PersistentAgentMessageAttachment) -> EmailAttachmentPayload:

@@ -46,6 +46,7 @@ from gobii_email.models import (
 )
 from gobii_email.models.bulk_rows import Change, Insertion, insertion_of, new_object, write_rows
 from gobii_email.ports import Hint
+from gobii_email.services.answer import Answer, Sending, check_frequency
 from gobii_email.services.follow import people
 from gobii_email.services.render import Render, render_mail_body
 from gobii_email.services.select import has_usable_account
@@ -65,7 +66,8 @@ class IdempotencyConflict(Exception):
 class Options:
     """What a caller may say about a submission beside its content. All moments are aware.
 
-    Without a `priority` mail is interactive: somebody waits for it.
+    Without a `priority` mail is interactive: somebody waits for it. An answer to a received message
+    `is_automatic` unless a person approved it.
     """
 
     send_at: datetime | None = None
@@ -73,6 +75,7 @@ class Options:
     idempotency_key: str | None = None
     on_doubt: str | None = None
     priority: str | None = None
+    is_automatic: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ class Mail:
     reply_to: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     attachments: tuple[EmailAttachmentPayload, ...] = ()
+    answer: Answer | None = None
     recipients: tuple[tuple[str, str], ...] = field(init=False)
     """(address, kind), each address once: the first of To, Cc, Bcc that has it."""
 
@@ -100,6 +104,11 @@ class Mail:
             for address in addresses:
                 found.setdefault(normalise(address), (address, kind))
         object.__setattr__(self, "recipients", tuple(found.values()))
+
+    @property
+    def own_headers(self) -> dict[str, str]:
+        """What it says of itself because it is an automatic answer; {} when it is none."""
+        return {} if self.answer is None else dict(self.answer.headers)
 
     def content_hash(self) -> str:
         """Equal for two submissions of the same content, whatever time they come at."""
@@ -111,7 +120,7 @@ class Mail:
             self.body,
             self.in_reply_to,
             self.reply_to,
-            sorted(self.headers.items()),
+            sorted({**self.headers, **self.own_headers}.items()),
             files,
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -310,6 +319,7 @@ def freeze(mail: Mail, now: datetime, render: Render = render_mail_body) -> Froz
             references=mail.references,
             reply_to=mail.reply_to,
             headers=mail.headers,
+            own_headers=mail.own_headers,
             attachments=attachments,
         ),
         max_bytes=config().max_message_bytes,
@@ -321,6 +331,7 @@ def freeze(mail: Mail, now: datetime, render: Render = render_mail_body) -> Froz
 def _write(
     drafts: Sequence[Draft], now: datetime, beside: Sequence[Insertion]
 ) -> list[OutboundMessageAttempt]:
+    check_frequency([sending for draft in drafts if (sending := _sending(draft))], now)
     trace = _traceparent()
     usable = {draft.message.from_endpoint_id: draft.message.from_endpoint for draft in drafts}
     accounts = {key: has_usable_account(endpoint) for key, endpoint in usable.items() if endpoint is not None}
@@ -349,9 +360,19 @@ def _write(
     return attempts
 
 
+def _sending(draft: Draft) -> Sending | None:
+    """The automatic answer that `draft` is, if it is one."""
+    answer, sender_id = draft.mail.answer, draft.message.from_endpoint_id
+    if answer is None or not answer.is_automatic or sender_id is None:
+        return None
+    people = frozenset(normalise(address) for address, _ in draft.mail.recipients)
+    return Sending(sender_id, answer.thread_root, people)
+
+
 _FILLED = (
     "from_address", "subject", "raw_payload", "rfc_message_id", "owner_agent_id", "latest_status",
     "submitted_at", "expires_at", "on_doubt", "had_account", "idempotency_key", "content_hash", "traceparent",
+    "thread_root", "is_automatic",
 )  # fmt: skip
 _NEW = ("id", "timestamp", "from_endpoint_id", "to_endpoint_id", "parent_id", "body", *_FILLED)
 _ATTEMPT = (
@@ -404,6 +425,8 @@ def _fill(draft: Draft, trace: str, now: datetime) -> None:
     message.idempotency_key = options.idempotency_key
     message.content_hash = mail.content_hash()
     message.traceparent = trace
+    if mail.answer is not None:
+        message.thread_root, message.is_automatic = mail.answer.thread_root, mail.answer.is_automatic
 
 
 def _first_attempt(draft: Draft, now: datetime) -> OutboundMessageAttempt:

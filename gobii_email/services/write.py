@@ -14,13 +14,14 @@ from gobii_email.domain.header_fields import check_headers
 from gobii_email.domain.identifiers import new_id
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.storable_text import storable
-from gobii_email.domain.thread_headers import reply_headers
+from gobii_email.domain.thread_headers import clean_message_id, reply_headers
 from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
     PersistentAgentMessageAttachment,
 )
 from gobii_email.models.bulk_rows import Insertion, new_object
+from gobii_email.services.answer import Parents, answer_to, received_under
 from gobii_email.services.contacts import contacts_of
 from gobii_email.services.gather import senders, senders_by_address
 from gobii_email.services.render import Renderer
@@ -104,7 +105,8 @@ Senders = Mapping[str, PersistentAgentCommsEndpoint]
 
 def _prepared(mails: Sequence[NewMail], senders: Senders) -> Iterator[Prepared | Problem]:
     now = timezone.now()
-    checked = [_checked(new, senders, now) for new in mails]
+    parents = _parents(mails, senders)
+    checked = [_checked(new, senders, parents, now) for new in mails]
     good = [
         (_sender(new, senders), new, mail)
         for new, mail in zip(mails, checked, strict=True)
@@ -168,7 +170,7 @@ def _write_all(
 
 def _draft(item: Prepared, sender: PersistentAgentCommsEndpoint, now: datetime) -> Draft:
     frozen = item.frozen or freeze(item.mail, now)  # its key may have been given up since
-    return Draft(_message(item.new, item.mail, sender, now), item.mail, frozen, item.new.options)
+    return Draft(_message(item, sender, now), item.mail, frozen, item.new.options)
 
 
 def _check_same_here(earlier: Draft, mail: Mail) -> None:
@@ -203,15 +205,22 @@ def _sender(new: NewMail, senders: Senders) -> PersistentAgentCommsEndpoint:
     return senders[name]
 
 
-def _checked(new: NewMail, senders: Senders, now: datetime) -> Mail | InvalidMail:
+def _parents(mails: Sequence[NewMail], senders: Senders) -> Parents:
+    """Received messages that are answered by their Message-ID alone; no statement when none is named."""
+    named = [(new, new.in_reply_to) for new in mails if isinstance(new.in_reply_to, str) and new.in_reply_to]
+    known = [(senders.get(_sender_key(new.from_endpoint)), text) for new, text in named]
+    return received_under([(endpoint, text) for endpoint, text in known if endpoint is not None])
+
+
+def _checked(new: NewMail, senders: Senders, parents: Parents, now: datetime) -> Mail | InvalidMail:
     try:
         check_options(new.options, now)
-        return _mail(new, _sender(new, senders))
+        return _mail(new, _sender(new, senders), parents)
     except InvalidMail as problem:
         return problem
 
 
-def _mail(new: NewMail, endpoint: PersistentAgentCommsEndpoint) -> Mail:
+def _mail(new: NewMail, endpoint: PersistentAgentCommsEndpoint, parents: Parents) -> Mail:
     in_reply_to, references = _thread(new.in_reply_to)
     headers = dict(new.headers)
     reply_to = next((headers.pop(name) for name in list(headers) if name.lower() == "reply-to"), "")
@@ -228,22 +237,29 @@ def _mail(new: NewMail, endpoint: PersistentAgentCommsEndpoint) -> Mail:
         reply_to=one_line(reply_to) if reply_to else "",
         headers=check_headers(headers),
         attachments=new.attachments,
+        answer=answer_to(_parent(new, endpoint, parents), endpoint, is_automatic=new.options.is_automatic),
     )
+
+
+def _parent(
+    new: NewMail, endpoint: PersistentAgentCommsEndpoint, parents: Parents
+) -> PersistentAgentMessage | None:
+    if isinstance(new.in_reply_to, str):
+        return parents.get((endpoint.pk, clean_message_id(new.in_reply_to)))
+    return new.in_reply_to
 
 
 def _thread(parent: PersistentAgentMessage | str | None) -> tuple[str, tuple[str, ...]]:
     return reply_headers(parent) if isinstance(parent, str) else reply_ids(parent)
 
 
-def _message(
-    new: NewMail, mail: Mail, endpoint: PersistentAgentCommsEndpoint, now: datetime
-) -> PersistentAgentMessage:
-    parent = new.in_reply_to if isinstance(new.in_reply_to, PersistentAgentMessage) else None
+def _message(item: Prepared, endpoint: PersistentAgentCommsEndpoint, now: datetime) -> PersistentAgentMessage:
+    mail = item.mail
     message = new_object(
         PersistentAgentMessage,
         id=new_id(now),
         timestamp=now,
-        parent_id=None if parent is None else parent.pk,
+        parent_id=None if mail.answer is None else mail.answer.parent_id,
         body=mail.body,
         raw_payload={"headers": dict(mail.headers), "reply_to": mail.reply_to},
     )
