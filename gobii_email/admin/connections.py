@@ -11,7 +11,7 @@ from django.utils import timezone
 from gobii_email.admin.newest import SEARCHED, NewestAdmin
 from gobii_email.admin.pages import OwnPages, ReadOnly
 from gobii_email.models import ConnectionTest, MailHost
-from gobii_email.services import diagnose, hold
+from gobii_email.services import hold
 
 ICONS = {"ok": "✓", "warn": "!", "fail": "✗", "skipped": "·"}
 WORDS = {"ok": "OK", "warn": "Warning", "fail": "Failed", "skipped": "Skipped"}
@@ -56,16 +56,18 @@ class ConnectionTestAdmin(ReadOnly, OwnPages, NewestAdmin):
 
     @admin.display(description="result")
     def result(self, test: ConnectionTest) -> str:
-        return f"{ICONS[status_of(test)]} {_RESULTS[status_of(test)]}"
+        status = status_of(test)
+        return f"{ICONS[status]} {_RESULTS[status]}"
 
     @admin.display(description="found")
     def text_shown(self, test: ConnectionTest) -> str:
-        return test.text[:120] + "…" if len(test.text) > 120 else test.text or "–"
+        text = test.as_of(timezone.now()).text
+        return text[:120] + "…" if len(text) > 120 else text or "–"
 
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], **options: Any
     ) -> HttpResponse:
-        test = options["obj"]
+        test = options["obj"].as_of(timezone.now())
         pages = "admin:gobii_email_persistentagentcommsendpoint"
         may_act = request.user.has_perm("gobii_email.change_agentemailaccount")
         context |= {
@@ -84,9 +86,11 @@ _RESULTS = {"ok": "Passed", "fail": "Failed", "warn": "Did not finish", "skipped
 
 def status_of(test: ConnectionTest) -> str:
     """Of the whole test, in the words of a step: "skipped" while it runs, "warn" when it was cut off."""
-    if test.finished_at is not None:
-        return "ok" if test.is_ok else "fail"
-    return "warn" if test.started_at < timezone.now() - diagnose.LONGEST else "skipped"
+    if test.as_of(timezone.now()).finished_at is None:
+        return "skipped"
+    if test.was_interrupted:
+        return "warn"
+    return "ok" if test.is_ok else "fail"
 
 
 def shown(step: dict[str, Any]) -> dict[str, Any]:

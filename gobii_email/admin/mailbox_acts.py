@@ -23,6 +23,14 @@ class NothingAsked(forms.Form):
     """Only whether it is meant."""
 
 
+class TestForm(forms.Form):
+    sends_to_self = forms.BooleanField(
+        required=False,
+        label="Send a small mail to the mailbox itself as well",
+        help_text="It is looked for in the inbox where receiving is set up and tested, for up to a minute.",
+    )
+
+
 class PauseForm(forms.Form):
     reason = forms.CharField(
         max_length=200,
@@ -65,9 +73,15 @@ class MailboxAct:
 
 
 def _test(protocol: str) -> Callable[[AgentEmailAccount, Mapping[str, Any], str], Done]:
-    def start(account: AgentEmailAccount, _: Mapping[str, Any], by: str) -> Done:
+    def start(account: AgentEmailAccount, given: Mapping[str, Any], by: str) -> Done:
         try:
-            test = diagnose.start_test(account, protocol, by)
+            test = diagnose.start_test(
+                account,
+                protocol,
+                by,
+                sends_to_self=bool(given.get("sends_to_self")),
+                is_one_of_many=bool(given.get("is_one_of_many")),
+            )
         except diagnose.TooManyTests as refused:
             return Done(str(refused), is_done=False)
         url = reverse("admin:gobii_email_connectiontest_change", args=[test.pk])
@@ -97,8 +111,10 @@ ACTS = {
         MailboxAct(
             "test_smtp",
             "Test SMTP",
-            "Connect to the server for sending, sign in and name the sender? No message is sent.",
+            "Connect to the server for sending, sign in and name the sender? No message is sent, unless you"
+            " ask for one below.",
             _test("smtp"),
+            TestForm,
             most=diagnose.AT_ONCE,
         ),
         MailboxAct(
@@ -137,9 +153,11 @@ def acts_for(account: AgentEmailAccount) -> Iterator[MailboxAct]:
     yield ACTS["clear_backoff"]
 
 
-def perform(act: MailboxAct, account: AgentEmailAccount, form: forms.Form, *, by: str) -> Done:
+def perform(
+    act: MailboxAct, account: AgentEmailAccount, form: forms.Form, *, by: str, is_one_of_many: bool = False
+) -> Done:
     """Does it with what the valid `form` says."""
-    return act.do(account, form.cleaned_data, by)
+    return act.do(account, form.cleaned_data | {"is_one_of_many": is_one_of_many}, by)
 
 
 def confirmation(

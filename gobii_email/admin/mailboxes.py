@@ -228,7 +228,8 @@ class AccountAdmin(OwnPages):
         """Does it to each and tells of each; leads to the reports where there are any."""
         has_report = False
         for account in accounts:
-            done = perform(act, account, form, by=request.user.get_username())
+            by = request.user.get_username()
+            done = perform(act, account, form, by=by, is_one_of_many=len(accounts) > 1)
             has_report |= bool(done.url)
             self.log_change(request, account, f"{act.button}: {done.text}")
             level = messages.SUCCESS if done.is_done else messages.ERROR

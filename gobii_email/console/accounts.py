@@ -76,7 +76,7 @@ def _shown(
 
 def _context(found: AgentEmailAccount) -> dict[str, Any]:
     now = timezone.now()
-    tests = [_told(test) for test in ConnectionTest.objects.filter(account=found)[:TESTS_SHOWN]]
+    tests = [test.as_of(now) for test in ConnectionTest.objects.filter(account=found)[:TESTS_SHOWN]]
     provider = provider_of_host(found.smtp_host) if found.smtp_host else None
     return {
         "account": found,
@@ -123,14 +123,6 @@ def _sides(found: AgentEmailAccount, tests: list[ConnectionTest]) -> list[dict[s
         }
         for protocol, title in SIDES.items()
     ]
-
-
-def _told(test: ConnectionTest) -> ConnectionTest:
-    """As it stands; one whose process was lost is not waited for for ever."""
-    if test.finished_at is None and timezone.now() - test.started_at >= diagnose.LONGEST:
-        test.finished_at = test.started_at + diagnose.LONGEST
-        test.text, test.advice = "The test was interrupted before it ended.", "Test again."
-    return test
 
 
 # What may be done
@@ -270,7 +262,9 @@ def test(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
     if protocol not in SIDES:
         raise Http404
     try:
-        diagnose.start_test(found, protocol, request.user.get_username())
+        diagnose.start_test(
+            found, protocol, request.user.get_username(), sends_to_self="to_self" in request.POST
+        )
     except diagnose.TooManyTests as refused:
         return _shown(request, found, status=429, problem=str(refused))
     audit.note(request, found, f"Test of {SIDES[protocol]} begun.")

@@ -83,7 +83,7 @@ def _connect_form(request: HttpRequest, discovery: Discovery) -> ConnectForm:
 
 def _initial(discovery: Discovery) -> Mapping[str, object]:
     servers: dict[str, Endpoint | None] = {"smtp": discovery.smtp, "imap": discovery.imap}
-    values: dict[str, object] = {"username": discovery.username or discovery.address}
+    values: dict[str, object] = {"username": discovery.username}
     for side, server in servers.items():
         if server is not None:
             values |= {f"{side}_{part}": value for part, value in asdict(server).items()}

@@ -268,6 +268,8 @@ class ConnectForm(forms.Form):
         super().__init__(*args, **kwargs)
         if is_confirmed:
             del self.fields["is_trusted"]
+        if not self.is_bound and not self.initial.get("username"):
+            self.fields["username"].help_text = "As the provider gave it to you; here it is not the address."
 
     def document(self) -> dict[str, object]:
         """The mailbox as services/accounts reads it."""

@@ -4,10 +4,17 @@ What a test means for its account is decided in services/diagnose, who may finis
 services/authorize.
 """
 
+from datetime import datetime, timedelta
+from typing import Self
+
 from django.conf import settings
 from django.db import models
 
 from gobii_email.models.accounts import AgentEmailAccount
+
+LONGEST = timedelta(minutes=3)
+"""A test that has not ended by then was interrupted."""
+INTERRUPTED, TEST_AGAIN = "The test was interrupted before it ended.", "Test again."
 
 
 class ConnectionTest(models.Model):
@@ -44,6 +51,17 @@ class ConnectionTest(models.Model):
 
     def __str__(self) -> str:
         return f"{self.protocol} test of {self.account_id}"
+
+    def as_of(self, now: datetime) -> Self:
+        """Itself, told as interrupted where it should have ended by `now`: then its process died."""
+        if self.finished_at is None and now - self.started_at >= LONGEST:
+            self.finished_at = self.started_at + LONGEST
+            self.text, self.advice = INTERRUPTED, TEST_AGAIN
+        return self
+
+    @property
+    def was_interrupted(self) -> bool:
+        return self.finished_at is not None and self.text == INTERRUPTED
 
 
 class OAuthRequest(models.Model):

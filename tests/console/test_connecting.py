@@ -1,6 +1,7 @@
 """Adding a mailbox: what is found is shown, what is stored is tested, and nobody takes another's."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -15,6 +16,7 @@ from gobii_email import wiring
 from gobii_email.domain.secret import Secret
 from gobii_email.models import AgentEmailAccount, ConnectionTest, PersistentAgent
 from gobii_email.services import diagnose
+from gobii_email.services.discover import discover
 from gobii_email.testing.dns_server import StubDnsServer
 from gobii_email.testing.oauth_server import LocalOAuthProvider
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
@@ -84,6 +86,15 @@ def test_what_a_domain_says_of_itself_has_to_be_confirmed(
     assert PASSWORD not in response.content.decode()
     assert problems(response.content.decode()) == []
     assert begun == []
+
+
+def test_a_user_name_that_the_address_does_not_tell_is_left_to_be_typed(ada: Owner, monkeypatch: Any) -> None:
+    found = discover("ada@gmail.com")
+    monkeypatch.setattr("gobii_email.console.connecting.discover", lambda _: replace(found, username=""))
+    page = ada.client.get(FOUND, who(ada, "ada@gmail.com")).content.decode()
+    field = page.partition('name="username"')[2].partition(">")[0]
+    assert "value=" not in field and "here it is not the address" in page
+    assert problems(page) == []
 
 
 def test_where_nothing_is_found_the_servers_are_typed(ada: Owner, begun: list[tuple[str, str]]) -> None:
@@ -234,6 +245,17 @@ def test_a_test_under_way_is_asked_for_again_and_again(ada: Owner) -> None:
     row.save()
     page = ada.client.get(address).content.decode()
     assert 'id="tests" hx-get' not in page and "interrupted before it ended" in page
+
+
+def test_a_mail_to_itself_is_sent_where_it_was_asked_for(ada: Owner, monkeypatch: Any) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(diagnose, "start_test", lambda *_, sends_to_self: asked.append(sends_to_self))
+    address = reverse("console:account_test", args=[ada.account.pk])
+    ada.client.post(address, {"protocol": "smtp", "to_self": "on"})
+    ada.client.post(address, {"protocol": "smtp"})
+    assert asked == [True, False]
+    page = ada.client.get(reverse("console:account", args=[ada.account.pk])).content.decode()
+    assert page.count('name="to_self"') == 1 and problems(page) == []
 
 
 def test_who_tests_too_often_is_told_when_the_next_may_be(ada: Owner, settings: Any) -> None:

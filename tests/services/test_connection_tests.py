@@ -250,6 +250,31 @@ def test_a_test_in_the_background_can_be_watched(server: ScriptedSmtpServer) -> 
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_test_in_the_background_sends_a_mail_to_itself_where_that_was_asked(
+    server: ScriptedSmtpServer,
+) -> None:
+    start_test(account_at(server), "smtp", "olga", sends_to_self=True)
+    eventually(lambda: row().finished_at is not None)
+    assert row().is_ok and row().steps[-1]["id"] == "message" and "not looked for" in row().steps[-1]["text"]
+    assert [mail.recipients for mail in server.messages] == [(ADDRESS,)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_many_begun_in_one_act_count_for_their_mailboxes_alone(
+    server: ScriptedSmtpServer, settings: Any
+) -> None:
+    settings.GOBII_TESTS_PER_MINUTE = 1
+    account, other = account_at(server), second_account_at(server)
+    for one in (account, other):
+        start_test(one, "smtp", "olga", is_one_of_many=True)
+    with pytest.raises(TooManyTests, match="run for a mailbox"):
+        start_test(account, "smtp", "olga", is_one_of_many=True)
+    eventually(lambda: not ConnectionTest.objects.filter(finished_at=None).exists())
+    with pytest.raises(TooManyTests, match="run for"):
+        start_test(other, "smtp", "olga")
+
+
+@pytest.mark.django_db(transaction=True)
 def test_a_process_runs_only_so_many_tests_at_once(server: ScriptedSmtpServer) -> None:
     account = account_at(server)
     server.faults = Faults(delays={"EHLO": timedelta(seconds=1)})
