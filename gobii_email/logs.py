@@ -22,6 +22,7 @@ from gobii_email.domain.redaction import without_credentials
 FIELDS = (
     "attempt_id",
     "message_id",
+    "mail_id",
     "account_id",
     "number",
     "provider",

@@ -2,7 +2,8 @@
 
 `recipient_bounced` is sent after the change was committed, with `message_id`, `attempt_id`, `address` and
 `reply`, and `recipient_complained` with the first three; a receiver that fails disturbs nobody. Anymail's
-tracking events are passed on to services/track.
+tracking events are passed on to services/track. `email_received` is sent when a message has come, at least
+once, with `message_id`, `endpoint_id`, `is_automated` and `from_address`.
 """
 
 from datetime import datetime
@@ -13,6 +14,7 @@ from django.dispatch import Signal
 
 recipient_bounced = Signal()
 recipient_complained = Signal()
+email_received = Signal()
 
 _ANYMAILS_WORDS = {
     EventType.DELIVERED: "delivered",

@@ -6,6 +6,8 @@ from typing import Any
 from celery import Task
 
 from gobii_email.services import deliver as delivery
+from gobii_email.services import poll as polling
+from gobii_email.services import receive as receiving
 from worker.celery import app
 
 logger = logging.getLogger("gobii_email.worker")
@@ -24,3 +26,25 @@ def deliver(self: Task, attempt_id: str, lane: str = "", **_: Any) -> str:
         logger.exception("task.failed", extra={"attempt_id": attempt_id})
         raise TaskFailed(f"{type(problem).__name__}; the log says more, rescue looks after it") from None
     return f"{attempt_id} → {outcome}"
+
+
+@app.task(name=receiving.RECEIVE, ignore_result=True)
+def receive_mail(mail_id: str, **_: Any) -> str:
+    """Reads a stored mail, or tells the agent of one. Lost or doubled calls change nothing."""
+    try:
+        outcome = receiving.receive(mail_id)
+    except Exception as problem:
+        logger.exception("task.failed", extra={"mail_id": mail_id})
+        raise TaskFailed(f"{type(problem).__name__}; the log says more, it is read again") from None
+    return f"{mail_id} → {outcome}"
+
+
+@app.task(name="gobii_email.poll_mailbox", bind=True, ignore_result=True)
+def poll_mailbox(self: Task, account_id: str, **_: Any) -> str:
+    """Reads what is new in the account's mailbox, if that is due. Lost or doubled calls change nothing."""
+    try:
+        outcome = polling.poll(account_id, owner=self.request.hostname or "")
+    except Exception as problem:
+        logger.exception("task.failed", extra={"account_id": account_id})
+        raise TaskFailed(f"{type(problem).__name__}; the log says more, it is polled again") from None
+    return f"{account_id} → {outcome}"

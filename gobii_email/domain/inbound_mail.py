@@ -138,6 +138,13 @@ def read_fields(block: bytes) -> Fields:
     return _Reader().split(block)[0]
 
 
+def header_block(raw: bytes) -> bytes:
+    """The header at the beginning of a whole message with the blank line after it, cut off where too long."""
+    raw = _without_envelope_line(raw[: MAX_HEADER_OCTETS + 1024])
+    end = _END_OF_HEADER.search(raw)
+    return raw[: end.end()] if end else raw
+
+
 def decoded(text: str) -> str:
     """`text` with its encoded words (RFC 2047) decoded; damaged ones stand as they are. One line."""
     if "=?" in text:
