@@ -193,6 +193,12 @@ class Config:
     doubt_resend_after: timedelta = setting(
         "GOBII_DOUBT_RESEND_AFTER", span, "15m", "wait without evidence before on_doubt=resend sends again"
     )
+    evidence_least: timedelta = setting(
+        "GOBII_EVIDENCE_LEAST",
+        span,
+        "5m",
+        "least age of a doubt before a copy missing in Sent proves anything",
+    )
     deadline_connect: timedelta = setting("GOBII_DEADLINE_CONNECT", span, "15s", "total, to connect")
     deadline_step: timedelta = setting(
         "GOBII_DEADLINE_STEP", span, "30s", "total, for each of banner, EHLO, TLS and AUTH"
@@ -296,6 +302,15 @@ class Config:
     max_recipients: int = setting("GOBII_MAX_RECIPIENTS", number, "500", "To, Cc and Bcc together")
     answers_per_hour: int = setting(
         "GOBII_ANSWERS_PER_HOUR", number, "20", "automatic answers of one sender to one correspondent"
+    )
+    failed_sign_ins: int = setting(
+        "GOBII_FAILED_SIGN_INS",
+        number,
+        "10",
+        "of one user name in 15 minutes, thrice this from one address; 0: no limit",
+    )
+    proxies: int = setting(
+        "GOBII_PROXIES", number, "0", "reverse proxies before `web`, each of which adds to X-Forwarded-For"
     )
     public_url: str = setting("PUBLIC_URL", str, "http://127.0.0.1:8000", "where people reach this service")
     google_client_id: str = setting(

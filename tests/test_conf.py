@@ -53,6 +53,7 @@ GIVEN: list[tuple[str, str, str, object]] = [
     ("GOBII_EXPIRES_AFTER", "expires_after", "2d", timedelta(days=2)),
     ("GOBII_LEASE", "lease", "90", timedelta(seconds=90)),
     ("GOBII_DOUBT_RESEND_AFTER", "doubt_resend_after", "1.5h", timedelta(minutes=90)),
+    ("GOBII_EVIDENCE_LEAST", "evidence_least", "10m", timedelta(minutes=10)),
     ("GOBII_DEADLINE_CONNECT", "deadline_connect", "250ms", timedelta(milliseconds=250)),
     ("GOBII_DEADLINE_STEP", "deadline_step", "1s", timedelta(seconds=1)),
     ("GOBII_DEADLINE_ENVELOPE", "deadline_envelope", "1s", timedelta(seconds=1)),

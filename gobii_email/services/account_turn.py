@@ -25,6 +25,7 @@ from gobii_email.models.queue import Work, narrow
 from gobii_email.ports import Entered, Hint, LimiterUnavailable, Reuse, Sender, SmtpServer, Wait
 from gobii_email.services import allow, hold
 from gobii_email.services.admit import Place, scopes_of
+from gobii_email.services.learn import expect_copies
 from gobii_email.services.lease import Lease, keeper
 from gobii_email.services.recall import origins
 from gobii_email.services.record import release_connection
@@ -145,6 +146,9 @@ class AccountTurn:
                 self._leave_server()
                 keeper.let_go(kept)
                 self.turn.has_more |= self.place.leave()
+        if self.was_accepted:
+            expect_copies(self.account, timezone.now())
+            release_connection()
 
     # Batches
 

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from django.db.models import Max
 
 from gobii_email.conf import config
+from gobii_email.domain.filing_habit import FIRST_LOOK
 from gobii_email.domain.identifiers import new_id
 from gobii_email.domain.lifecycle import (
     OPEN,
@@ -60,17 +61,51 @@ def next_attempt_at(
 
 
 def doubt_due_at(attempt: OutboundMessageAttempt, now: datetime) -> datetime | None:
-    """When a doubt ends by itself: only where the message says resend and lives long enough.
-
-    Each further doubt about a message doubles the wait: a server that takes mail and never says so would
-    otherwise be given a copy every quarter of an hour.
+    """When somebody looks first at a doubt that begins now: soon where its account may tell, else when the
+    message asks to be sent again; never where it does not.
     """
     message = attempt.message
+    earlier = message.events.filter(event=AttemptStatus.IN_DOUBT).count()
+    at = _resend_after(message, now, earlier)
+    account = getattr(attempt.from_endpoint, "agentemailaccount", None) if attempt.from_endpoint else None
+    if account is None or not message.had_account:
+        return at
+    first = now + FIRST_LOOK
+    # One that cannot be read says so once, where nothing else is waited for.
+    return first if at is None or account.is_imap_tested else at
+
+
+def doubt_began(attempt: OutboundMessageAttempt) -> datetime:
+    """When the doubt about `attempt` began: later than its mark, when nobody would answer any more."""
+    began: datetime | None = attempt.events.filter(event=AttemptStatus.IN_DOUBT).aggregate(at=Max("at"))["at"]
+    return began or attempt.marked_at or attempt.queued_at
+
+
+def resend_at(attempt: OutboundMessageAttempt) -> datetime | None:
+    """When a doubt ends by itself: only where the message says resend, lives long enough, and was not sent
+    again already.
+    """
+    if is_followed(attempt):
+        return None
+    began = doubt_began(attempt)
+    earlier = attempt.message.events.filter(event=AttemptStatus.IN_DOUBT, at__lt=began)
+    return _resend_after(attempt.message, began, earlier.count())
+
+
+def _resend_after(message: PersistentAgentMessage, began: datetime, earlier: int) -> datetime | None:
+    """Each further doubt about a message doubles the wait: a server that takes mail and never says so would
+    otherwise be given a copy every quarter of an hour.
+    """
     if message.on_doubt != OnDoubt.RESEND:
         return None
-    earlier = message.events.filter(event=AttemptStatus.IN_DOUBT).count()
-    at = now + config().doubt_resend_after * 2 ** min(earlier, 10)
+    at = began + config().doubt_resend_after * 2 ** min(earlier, 10)
     return at if message.expires_at is None or at < message.expires_at else None
+
+
+def is_followed(attempt: OutboundMessageAttempt) -> bool:
+    """Whether there is a later attempt of the same message."""
+    later = OutboundMessageAttempt.objects.filter(message=attempt.message_id, number__gt=attempt.number)
+    return later.exists()
 
 
 def people(addresses: Sequence[str]) -> str:
@@ -165,7 +200,9 @@ def _is_still_in_doubt(ended: OutboundMessageAttempt, now: datetime) -> bool:
         return False
     doubtful.status = after(AttemptStatus(doubtful.status), Move.STILL_IN_DOUBT)
     doubtful.finished_at = None
-    doubtful.save(update_fields=["status", "finished_at"])
+    # A mailbox may still tell; nobody sends it again by itself.
+    doubtful.due_at = now if doubtful.message.had_account else None
+    doubtful.save(update_fields=["status", "finished_at", "due_at"])
     text = f"Attempt {ended.number} came to nothing, but attempt {doubtful.number} may have arrived."
     tell([event(doubtful, "still_in_doubt", text, at=now)])
     return True

@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from gobii_email.domain.lifecycle import OPEN, AttemptStatus, MessageStatus
 from gobii_email.models import AgentEmailAccount, Lane, OutboundMessageAttempt, PersistentAgentMessage
+from gobii_email.services.follow import resend_at
 from gobii_email.services.tell import clock_time
 from gobii_email.services.wait import wait_sentence
 
@@ -166,8 +167,12 @@ def _not_yet(attempt: OutboundMessageAttempt, attempts: list[OutboundMessageAtte
 
 
 def _doubt_ends(attempt: OutboundMessageAttempt, now: datetime) -> str:
+    again = resend_at(attempt)
+    if again is not None and attempt.due_at is not None:
+        return f"It is sent again at {clock_time(max(again, attempt.due_at), now)} unless evidence comes."
     if attempt.due_at is not None:
-        return f"It is sent again at {clock_time(attempt.due_at, now)} unless evidence comes."
+        when = clock_time(attempt.due_at, now)
+        return f"It is looked for in Sent at {when}; a person may decide before (email_resolve)."
     return "Evidence or a person decides (email_resolve)."
 
 
