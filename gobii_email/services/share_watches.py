@@ -41,9 +41,13 @@ class Watched:
 
 
 class Share:
-    """`mine` are the mailboxes by the id of their account. Methods that ask Redis raise LeasesUnavailable."""
+    """`mine` are the mailboxes by the id of their account, `most` of them that can be watched.
 
-    def __init__(self) -> None:
+    Methods that ask Redis raise LeasesUnavailable.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
         self.mine: dict[str, Watched] = {}
         self.has_more = False
         self._wanted: dict[str, Watchable] = {}
@@ -66,7 +70,7 @@ class Share:
         """Asks the database; answers those that are not wanted any more, and those that changed."""
         self._wanted = {wanted.account_id: wanted for wanted in enlist.watchable()}
         gone = self._without(key for key in self.mine if key not in self._wanted)
-        wiring.leases().release([_lease(key) for key in gone], self._owner)
+        wiring.leases().release([lease_of(key) for key in gone], self._owner)
         changed = []
         for key, watched in self.mine.items():
             watched.wanted = self._wanted[key]
@@ -78,7 +82,7 @@ class Share:
     def take(self, most: int) -> list[str]:
         """Takes at most so many that nobody has, as far as there is room; then there may be more."""
         resting = sum(watched.is_resting for watched in self.mine.values())
-        room = min(most, config().idle_max_connections - len(self.mine) + resting)
+        room = min(most, self._most - len(self.mine) + resting)
         free = [key for key in self._wanted if key not in self.mine]
         if room <= 0 or not free:
             self.has_more = False
@@ -106,13 +110,13 @@ class Share:
 
     def release(self) -> None:
         """Gives all back; never raises."""
-        wiring.leases().release([_lease(key) for key in self.mine], self._owner)
+        wiring.leases().release([lease_of(key) for key in self.mine], self._owner)
 
     def _take(self, keys: list[str], most: int | None = None) -> tuple[list[str], float]:
         span = config().idle_lease
         until = time.monotonic() + span.total_seconds() * OURS_FOR
-        taken = wiring.leases().take([_lease(key) for key in keys], self._owner, span, most=most)
-        return [key for key in keys if _lease(key) in taken], until
+        taken = wiring.leases().take([lease_of(key) for key in keys], self._owner, span, most=most)
+        return [key for key in keys if lease_of(key) in taken], until
 
     def _without(self, keys: Iterable[str]) -> list[str]:
         gone = list(keys)
@@ -121,5 +125,6 @@ class Share:
         return gone
 
 
-def _lease(account_id: str) -> str:
+def lease_of(account_id: str) -> str:
+    """The name under which a watcher has this mailbox (`ports.Leases`)."""
     return f"idle:{account_id}"

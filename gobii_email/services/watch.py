@@ -48,10 +48,10 @@ class _Came:
 
 
 class Watcher:
-    """This process at work; `run` it until `stop` is set."""
+    """This process at work, on `most` mailboxes at most; `run` it until `stop` is set."""
 
-    def __init__(self) -> None:
-        self._share = Share()
+    def __init__(self, most: int) -> None:
+        self._share = Share(most)
         self._mine = self._share.mine
         self._news: dict[str, float] = {}
         self._line = Line()

@@ -16,6 +16,7 @@ READY = {
     "control": "worker.ready",
     "inbound": "worker.ready",
     "dispatcher": "dispatcher.started",
+    "idle": "idle.started",
     "beat": "is starting",
     "flower": "login",
 }
@@ -49,7 +50,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pr
 
 
 def test_the_procfile_has_the_promised_processes() -> None:
-    assert list(lines()) == ["web", "worker", "control", "inbound", "dispatcher", "beat", "flower"]
+    assert list(lines()) == ["web", "worker", "control", "inbound", "dispatcher", "idle", "beat", "flower"]
 
 
 @pytest.mark.parametrize("name", READY)

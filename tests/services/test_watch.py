@@ -77,9 +77,9 @@ def switched_on(account: AgentEmailAccount) -> AgentEmailAccount:
 
 
 @contextmanager
-def watching() -> Iterator[Watcher]:
+def watching(most: int = 100) -> Iterator[Watcher]:
     """A watcher at work, until it has ended in order."""
-    watcher, stop, problems = Watcher(), threading.Event(), []
+    watcher, stop, problems = Watcher(most), threading.Event(), []
 
     def run() -> None:
         try:
@@ -348,15 +348,14 @@ def leases(valkey: EmbeddedValkey) -> set[bytes]:
 
 
 def test_watchers_share_the_mailboxes_and_take_over_what_another_gave_back(
-    server: ScriptedImapServer, settings: Any, valkey: EmbeddedValkey
+    server: ScriptedImapServer, valkey: EmbeddedValkey
 ) -> None:
-    settings.IMAP_IDLE_MAX_CONNECTIONS = 3
     for number in range(5):
         a_mailbox(server.port, f"box{number}@agents.example")
     with ExitStack() as first:
-        one = first.enter_context(watching())
+        one = first.enter_context(watching(3))
         eventually(lambda: one.connected == 3 and server.waiting == 3)
-        with watching() as two:
+        with watching(3) as two:
             eventually(lambda: server.waiting == 5)
             assert (one.connected, two.connected) == (3, 2)
             assert len(leases(valkey)) == 5

@@ -18,6 +18,7 @@ EXAMINATIONS: Sequence[tuple[str, Examination]] = (
     ("broker", redis.broker),
     ("workers", processes.workers),
     ("dispatcher", processes.dispatcher),
+    ("watchers", processes.watchers),
     ("beat", processes.beat),
     ("versions", processes.versions),
     ("queue", processes.queue),

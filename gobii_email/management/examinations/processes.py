@@ -1,19 +1,22 @@
 """The processes that move mail: who answers, who was seen lately, what they run, and what is left lying."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.db.models import Min
 from django.utils import timezone
 
+from gobii_email import wiring
 from gobii_email.adapters.celery_queue import SEND_QUEUE, producer
 from gobii_email.conf import config
 from gobii_email.domain.lifecycle import AttemptStatus
 from gobii_email.management.examinations.row import FAIL, OK, PATIENCE_SECONDS, WARN, Row, brief, named
 from gobii_email.models import OutboundMessageAttempt
-from gobii_email.ports import AttendanceUnknown
+from gobii_email.ports import AttendanceUnknown, LeasesUnavailable
 from gobii_email.services import attend
+from gobii_email.services.enlist import watchable
+from gobii_email.services.share_watches import lease_of
 from gobii_email.services.tell import clock_time
 
 OVERDUE = timedelta(seconds=60)
@@ -55,6 +58,7 @@ def versions() -> Row:
     except Exception as problem:  # every transport has errors of its own
         return Row("versions", WARN, f"workers not asked: {brief(problem)}", "See the row of the broker.")
     running |= {f"dispatcher {name}": what for name, (what, _) in _dispatchers_at_work().items()}
+    running |= {f"watcher {name}": what for name, (what, _) in _at_work(attend.watchers).items()}
     others = sorted(name for name, what in running.items() if what != attend.VERSIONS)
     if others:
         text = f"{named(others)} run {running[others[0]]}; here: {attend.VERSIONS}"
@@ -75,8 +79,12 @@ def _is_error(answer: object) -> bool:
 
 
 def _dispatchers_at_work() -> dict[str, tuple[str, datetime]]:
+    return _at_work(attend.dispatchers)
+
+
+def _at_work(seen: Callable[[], Mapping[str, tuple[str, datetime]]]) -> dict[str, tuple[str, datetime]]:
     try:
-        known = attend.dispatchers()
+        known = seen()
     except AttendanceUnknown:
         return {}
     earliest = timezone.now() - attend.LATELY
@@ -98,6 +106,29 @@ def dispatcher() -> Row:
         hint = "Start `manage.py email_dispatcher`: without one, mail that had to wait stays where it is."
         return Row("dispatcher", WARN, f"none was seen in the last minute{_last_seen(now)}", hint)
     return Row("dispatcher", OK, f"{', '.join(sorted(at_work))}; nothing is overdue")
+
+
+def watchers() -> Row:
+    """Whether every mailbox that asks to be watched is; those that are not are polled as usual."""
+    known = {wanted.account_id: wanted for wanted in watchable()}
+    at_work = sorted(_at_work(attend.watchers))
+    try:
+        leased = wiring.leases().taken([lease_of(key) for key in known])
+    except LeasesUnavailable as problem:
+        return Row("watchers", WARN, f"Redis cannot tell: {problem}", "See the row of redis.")
+    text = f"mailboxes that ask to be watched: {len(known)}"
+    if not known:
+        return Row("watchers", OK, text)
+    if not at_work:
+        hint = "Start `manage.py run_imap_idlers`; until then they are polled."
+        return Row("watchers", WARN, f"{text}; no watcher was seen in the last minute", hint)
+    problems = [wanted.address for wanted in known.values() if wanted.problem]
+    text += f"; cannot be: {len(problems)} ({named(sorted(problems))})" if problems else ""
+    waiting = sum(lease_of(key) not in leased for key in known)
+    if waiting:
+        hint = "Start more `manage.py run_imap_idlers`, or raise IMAP_IDLE_MAX_CONNECTIONS; they are polled."
+        return Row("watchers", WARN, f"{text}; waiting for a watcher: {waiting}", hint)
+    return Row("watchers", OK, f"{text}; by {named(at_work)}")
 
 
 def _oldest_due() -> Iterator[datetime]:
