@@ -8,6 +8,7 @@ from celery import Task
 from gobii_email.services import deliver as delivery
 from gobii_email.services import poll as polling
 from gobii_email.services import receive as receiving
+from gobii_email.services import visit
 from worker.celery import app
 
 logger = logging.getLogger("gobii_email.worker")
@@ -48,3 +49,25 @@ def poll_mailbox(self: Task, account_id: str, **_: Any) -> str:
         logger.exception("task.failed", extra={"account_id": account_id})
         raise TaskFailed(f"{type(problem).__name__}; the log says more, it is polled again") from None
     return f"{account_id} → {outcome}"
+
+
+@app.task(name=visit.VISIT_SENT, ignore_result=True)
+def visit_sent(account_id: str, **_: Any) -> str:
+    """Looks for copies of sent mail that are due. Lost or doubled calls change nothing."""
+    try:
+        outcome = visit.visit_sent(account_id)
+    except Exception as problem:
+        logger.exception("task.failed", extra={"account_id": account_id})
+        raise TaskFailed(f"{type(problem).__name__}; the log says more, it is visited again") from None
+    return f"{account_id} → {outcome}"
+
+
+@app.task(name=visit.LOOK_FOR_COPY, ignore_result=True)
+def look_for_copy(attempt_id: str, **_: Any) -> str:
+    """Looks for the copy of one mail in doubt now. Lost or doubled calls change nothing."""
+    try:
+        outcome = visit.look_for_copy(attempt_id)
+    except Exception as problem:
+        logger.exception("task.failed", extra={"attempt_id": attempt_id})
+        raise TaskFailed(f"{type(problem).__name__}; the log says more, it is looked for again") from None
+    return f"{attempt_id} → {outcome}"

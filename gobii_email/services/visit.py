@@ -28,7 +28,7 @@ from gobii_email.services.record import release_connection
 
 logger = logging.getLogger(__name__)
 
-VISIT_SENT = "gobii_email.visit_sent"
+VISIT_SENT, LOOK_FOR_COPY = "gobii_email.visit_sent", "gobii_email.look_for_copy"
 BATCH = 200
 AT_ONCE = 20
 LEASE = timedelta(minutes=15)
