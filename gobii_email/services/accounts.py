@@ -34,7 +34,7 @@ from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentEmailEndpoint,
 )
-from gobii_email.services import hold
+from gobii_email.services import hold, poll_schedule
 from gobii_email.services.renew import revoke
 
 __all__ = [
@@ -251,7 +251,7 @@ def edit_account(
 def save_account(account: AgentEmailAccount, changed: Iterable[str]) -> None:
     """Writes a new account, or the `changed` fields alone: health and holds may have moved meanwhile.
 
-    Mail that waited wakes up when sending was switched on.
+    Mail that waited wakes up when sending was switched on, and polls follow the settings for receiving.
     """
     changed = set(changed)
     if account._state.adding:
@@ -260,6 +260,7 @@ def save_account(account: AgentEmailAccount, changed: Iterable[str]) -> None:
         account.save(update_fields={*changed, "updated_at"})
     if account.is_outbound_enabled and SIDES["smtp"] in changed:
         hold.wake(account.endpoint_id)
+    poll_schedule.reschedule(account, changed)
 
 
 def _former(account: AgentEmailAccount, values: Mapping[str, object]) -> AgentEmailAccount:

@@ -16,6 +16,7 @@ from gobii_email.domain.findings import Finding
 from gobii_email.models import AgentEmailAccount
 from gobii_email.models.connections import ConnectionTest
 from gobii_email.services import hold
+from gobii_email.services.poll_schedule import poll_now
 
 SMTP, IMAP = ConnectionTest.Protocol.SMTP, ConnectionTest.Protocol.IMAP
 
@@ -61,6 +62,8 @@ def _vouch(account: AgentEmailAccount, protocol: str) -> None:
     _save(account, protocol, f"{protocol}_last_ok_at", "connection_last_ok_at")
     if protocol == SMTP and account.is_outbound_enabled and account.state_at(now) is AccountState.ACTIVE:
         hold.wake(account.endpoint_id)
+    if protocol == IMAP:
+        poll_now(account)
 
 
 def _note_failure(

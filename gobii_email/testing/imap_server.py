@@ -29,8 +29,8 @@ class ImapFaults:
     `greeting` replaces the first line, `answers` maps a command (`EXAMINE`, `UID SEARCH`, or `UID` for all of
     them) to what is said in place of its whole answer (`TAG` stands for the tag), `injected` follows the
     consent to STARTTLS in clear. At a command in `drops` the line is cut, at APPEND after its literal;
-    with `keeps_dropped` that mail is filed all the same. Whoever fetches a UID in `refused` hears NO; one
-    in `deadly` cuts the line.
+    with `keeps_dropped` that mail is filed all the same. EXAMINE names no code in `untold`. Whoever
+    fetches a UID in `refused` hears NO; one in `deadly` cuts the line.
     """
 
     greeting: bytes = b""
@@ -38,6 +38,7 @@ class ImapFaults:
     injected: bytes = b""
     drops: set[str] = field(default_factory=set)
     keeps_dropped: bool = False
+    untold: set[str] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
     deadly: set[int] = field(default_factory=set)
 
@@ -200,12 +201,16 @@ class _Conversation:
             return
         self._selected = self._server.folders[name]
         count = len(self._selected)
+        codes = {"UIDVALIDITY": self._server.uid_validity, "UIDNEXT": count + 1}
         self._script.say(
             b"* FLAGS (\\Seen)",
             f"* {sum(map(bool, self._selected))} EXISTS".encode(),
             b"* 0 RECENT",
-            f"* OK [UIDVALIDITY {self._server.uid_validity}] UIDs valid".encode(),
-            f"* OK [UIDNEXT {count + 1}] next".encode(),
+            *(
+                f"* OK [{code} {number}] told".encode()
+                for code, number in codes.items()
+                if code not in self._server.faults.untold
+            ),
             tag + b" OK [READ-ONLY] opened",
         )
 
