@@ -25,6 +25,7 @@ from gobii_email.models import (
 from gobii_email.services import intervene, status
 from gobii_email.services.answer import AutomaticAnswerRefused
 from gobii_email.services.gather import gather
+from gobii_email.services.ingest import ingest_inbound_message
 from gobii_email.services.render import Renderer
 from gobii_email.services.status import DeliveryStatus
 from gobii_email.services.submit import (
@@ -56,6 +57,7 @@ __all__ = [
     "deliver_agent_email",
     "deliver_many",
     "delivery_status",
+    "ingest_inbound_message",
     "send_agent_email",
 ]
 

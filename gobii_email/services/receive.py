@@ -27,6 +27,7 @@ from gobii_email.services import keep_files
 from gobii_email.services.admission import Fetch, Verdict, is_listened_to, too_large, wanted
 from gobii_email.services.announce import announce
 from gobii_email.services.prove import StillSending
+from gobii_email.services.record import release_connection
 from gobii_email.services.sort_mail import doubt_about, end_mail, sort_mail
 from gobii_email.services.take_in import Letter
 
@@ -113,6 +114,7 @@ def _begin(mail: ReceivedMail) -> bool:
 
 
 def _understood(mail: ReceivedMail, endpoint: PersistentAgentCommsEndpoint) -> MailReading | GaveUp:
+    release_connection()
     return wiring.mail_reader().read(bytes(mail.raw or b""), [endpoint.address])
 
 

@@ -77,9 +77,17 @@ def take_in(letter: Letter, now: datetime) -> PersistentAgentMessage:
         latest_delivered_at=now,
         raw_payload=_payload(letter, subject, is_first_contact=_is_first(endpoint, contacts[letter.sender])),
     )
-    message.cc_endpoints.add(*(PersistentAgentCommsEndpoint(pk=contacts[address]) for address in copied))
+    _copy(message, [contacts[address] for address in copied])
     _attach(message, reading.content.files, letter.files)
     return message
+
+
+def _copy(message: PersistentAgentMessage, endpoints: Sequence[uuid.UUID]) -> None:
+    through = PersistentAgentMessage.cc_endpoints.through
+    through.objects.bulk_create(
+        through(persistentagentmessage_id=message.pk, persistentagentcommsendpoint_id=key)
+        for key in endpoints
+    )
 
 
 def _copied(letter: Letter) -> list[str]:
