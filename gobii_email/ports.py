@@ -442,6 +442,27 @@ class AttendanceUnknown(Exception):
     """Nobody can tell now; the text is the kind of the error."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How often something happened in a span of time, of which `left` is still to come."""
+
+    count: int
+    left: timedelta
+
+
+class Tallies(Protocol):
+    """Counts that begin anew when their span is over. Never raises; each waits a second at most."""
+
+    def add(self, keys: Sequence[str], span: timedelta) -> Sequence[Tally]:
+        """Counts one more for each of `keys`; a count that begins now lasts for `span`."""
+
+    def take_back(self, keys: Sequence[str]) -> None:
+        """Counts one fewer for each."""
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Counts of each from nothing again."""
+
+
 class Leases(Protocol):
     """Things that one owner at a time does, until its lease has run out or it gives it back."""
 

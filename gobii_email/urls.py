@@ -5,6 +5,9 @@ from django.templatetags.static import static
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+from gobii_email.console.sign_in import AdminSignInForm
+
+admin.site.login_form = AdminSignInForm
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="console:overview")),
     path("admin/", admin.site.urls),

@@ -17,6 +17,7 @@ from gobii_email.adapters.postmark import PostmarkTransport
 from gobii_email.adapters.redis_attendance import RedisAttendance
 from gobii_email.adapters.redis_leases import RedisLeases
 from gobii_email.adapters.redis_limiter import RedisLimiter
+from gobii_email.adapters.redis_tallies import RedisTallies
 from gobii_email.adapters.simulation import SimulationTransport
 from gobii_email.adapters.smtp import Deadlines, SmtpTransport
 from gobii_email.conf import Config, config
@@ -32,6 +33,7 @@ from gobii_email.ports import (
     MailTransport,
     NotWatched,
     SentFolders,
+    Tallies,
     TokenIssuer,
 )
 
@@ -133,6 +135,11 @@ def watchers() -> Attendance:
 
 
 @lru_cache(maxsize=1)
+def tallies() -> Tallies:
+    return RedisTallies(config().redis_url)
+
+
+@lru_cache(maxsize=1)
 def limiter() -> Limiter:
     return RedisLimiter(config().redis_url)
 
@@ -199,6 +206,7 @@ _MADE_ONCE = (
     limiter,
     mail_reader,
     sent_folders,
+    tallies,
     token_issuers,
     watchers,
 )

@@ -1,22 +1,17 @@
 """The console's addresses, below wherever the project puts them; names begin with `console:`."""
 
-from django.contrib.auth.views import LoginView, LogoutView
+from django.contrib.auth.views import LogoutView
 from django.urls import path, reverse_lazy
 from django.views.decorators.cache import never_cache
 
 from gobii_email.console import accounts, connecting, mail, overview
+from gobii_email.console.sign_in import SignIn
 
 app_name = "console"
 
-_sign_in = LoginView.as_view(
-    template_name="console/login.html",
-    redirect_authenticated_user=True,
-    next_page=reverse_lazy("console:overview"),
-)
-
 urlpatterns = [
     path("", overview.show, name="overview"),
-    path("login/", _sign_in, name="login"),
+    path("login/", SignIn.as_view(), name="login"),
     path("logout/", never_cache(LogoutView.as_view(next_page=reverse_lazy("console:login"))), name="logout"),
     path("messages/", mail.messages, name="messages"),
     path("messages/<uuid:pk>/", mail.message, name="message"),
