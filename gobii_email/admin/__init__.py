@@ -6,6 +6,7 @@ from gobii_email.admin.connections import ConnectionTestAdmin, MailHostAdmin
 from gobii_email.admin.limits import SendingLimitAdmin
 from gobii_email.admin.mailboxes import AccountAdmin
 from gobii_email.admin.messages import AttemptAdmin, MessageAdmin
+from gobii_email.admin.suppressions import SuppressionAdmin
 
 __all__ = [
     "AccountAdmin",
@@ -16,4 +17,5 @@ __all__ = [
     "MailHostAdmin",
     "MessageAdmin",
     "SendingLimitAdmin",
+    "SuppressionAdmin",
 ]

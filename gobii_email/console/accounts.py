@@ -20,18 +20,19 @@ from gobii_email.conf import config
 from gobii_email.console import audit, connecting
 from gobii_email.console.access import page, require_right
 from gobii_email.console.forms import LIMITS, SIDES, PauseForm, ReasonForm, SettingsForm
-from gobii_email.domain.addresses import one_line
+from gobii_email.domain.addresses import normalise, one_line
 from gobii_email.domain.classification import AccountState
 from gobii_email.domain.providers import provider_of_host
 from gobii_email.models import AgentEmailAccount, ConnectionTest, MailHost
 from gobii_email.services import accounts as services
-from gobii_email.services import allow, authorize, browse, diagnose, hold
+from gobii_email.services import allow, authorize, browse, diagnose, hold, suppress
 from gobii_email.services.accounts import InvalidAccount
 from gobii_email.services.authorize import AuthorizationRefused
 from gobii_email.services.browse import Whose
 from gobii_email.services.guard import SETTINGS, STATE, ChangedMeanwhile, account_version, unchanged
 
 TESTS_SHOWN = 10
+SUPPRESSED_SHOWN = 50
 
 _CHANGED = "It was changed elsewhere since this page was shown, so nothing was done. "
 _CHANGED_SETTINGS = (
@@ -100,7 +101,13 @@ def _context(found: AgentEmailAccount) -> dict[str, Any]:
         "is_testing": any(test.finished_at is None for test in tests),
         "is_served": config().byo_email_enabled,
         "notes": audit.notes_about(found, found.endpoint),
+        **_suppressed(found),
     }
+
+
+def _suppressed(found: AgentEmailAccount) -> dict[str, Any]:
+    rows = list(suppress.in_force(found.endpoint)[: SUPPRESSED_SHOWN + 1])
+    return {"suppressed": rows[:SUPPRESSED_SHOWN], "more_suppressed": len(rows) > SUPPRESSED_SHOWN}
 
 
 def _sides(found: AgentEmailAccount, tests: list[ConnectionTest]) -> list[dict[str, Any]]:
@@ -269,6 +276,16 @@ def test(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
         return _shown(request, found, status=429, problem=str(refused))
     audit.note(request, found, f"Test of {SIDES[protocol]} begun.")
     return redirect(f"{reverse('console:account', args=[found.pk])}#tests")
+
+
+@_act
+def lift(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
+    """Lets an address be written to again."""
+    address = normalise(one_line(request.POST.get("address", "")))
+    rows = suppress.in_force(found.endpoint).filter(address=address)
+    if not suppress.lift(rows, by=request.user.get_username()):
+        raise ChangedMeanwhile
+    return _done(request, found, f"Mail to {address} is allowed again.", _reason(request))
 
 
 @_act
