@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_LOOKS = 2
 LATE = timedelta(minutes=5)
-"""How long after its time a look is waited for, before a mail is sent again without it."""
+"""How long a look that is due is waited for, before a mail is sent again without it."""
 AGAIN = timedelta(minutes=5)
 """When to ask again whether a mailbox that must not be opened now may be."""
 NOTHING_CAME = "No evidence came; sent again as the message asks (on_doubt=resend)."
@@ -77,13 +77,14 @@ def _send_again(attempt: OutboundMessageAttempt, now: datetime) -> bool:
 
 
 def _have_looked_for(attempt: OutboundMessageAttempt, now: datetime) -> bool:
-    resend = _resend_at(attempt, now)
-    if resend is not None and now >= resend + LATE:
-        return _send_again(attempt, now)
     copy = _copy_for(attempt, now)
-    if copy.look_at is None or copy.look_at <= now:
+    resend = _resend_at(attempt, now)
+    if resend is not None and now >= resend and copy.look_at is not None and copy.look_at <= now - LATE:
+        return _send_again(attempt, now)
+    if copy.look_at is None:
         copy.state, copy.look_at = State.AWAITED, now
         copy.save()
+    if copy.look_at <= now:
         Mailbox.objects.update_or_create(account_id=attempt.from_endpoint_id, defaults={"sent_look_at": now})
     _be_due(attempt, now + LATE)
     return False
