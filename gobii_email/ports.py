@@ -86,7 +86,7 @@ class Progress(Protocol):
     """What a transport tells its caller while it works. Each call may commit and may raise LeaseLost."""
 
     def reached(self, stage: Stage) -> None:
-        """The dialogue enters `stage`; called before its first byte. Renews the lease when due."""
+        """The dialogue enters `stage`; called before its first byte. May raise NotNow as well."""
 
     def mark(self) -> None:
         """Commits that the message may from now on be with the server. Raises LeaseLost if it cannot."""
@@ -94,6 +94,10 @@ class Progress(Protocol):
 
 class LeaseLost(Exception):
     """Somebody else has taken this attempt over, or the mark could not be written: send no dot."""
+
+
+class NotNow(Exception):
+    """Sending was switched off a moment ago: begin no transaction. The text is a sentence."""
 
 
 class AccountTransport(Protocol):

@@ -20,6 +20,7 @@ from gobii_email.models import (
 )
 from gobii_email.models.queue import Claim, Work, claim
 from gobii_email.ports import Call
+from gobii_email.services import switches
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 
@@ -42,6 +43,19 @@ def smtp_server(authority: ThrowAwayAuthority) -> Iterator[ScriptedSmtpServer]:
         tls=authority.good("localhost", "127.0.0.1"), users={"agent@sender.example": PASSWORD}
     ) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_switched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switches are as the settings say, at once and without a statement; see `real_switches`."""
+    if "real_switches" not in request.fixturenames:
+        monkeypatch.setattr(switches._known, "now", switches.settings_alone)
+
+
+@pytest.fixture
+def real_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switches are read from the database whenever anybody asks."""
+    monkeypatch.setattr(switches, "FRESH_SECONDS", 0)
 
 
 class RecordingDoorbell:

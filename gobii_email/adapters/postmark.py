@@ -6,7 +6,6 @@ the message is decided in classification. Rules from postmarkapp.com/developer/a
 
 import contextlib
 import logging
-import os
 import socket
 import threading
 from base64 import b64encode
@@ -24,11 +23,12 @@ from anymail.exceptions import AnymailError
 from django.core.mail import EmailMultiAlternatives
 from requests.adapters import HTTPAdapter
 
+from gobii_email.adapters.https_session import HttpsSession
 from gobii_email.domain.addresses import normalise
 from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused
 from gobii_email.domain.secret import Secret
 from gobii_email.domain.smtp_replies import Reply, Stage, reply_from, safe_text
-from gobii_email.ports import Envelope, LeaseLost, Progress
+from gobii_email.ports import Envelope, LeaseLost, NotNow, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ class PostmarkTransport:
         try:
             progress.reached(Stage.CONNECT)
             self._backend(line).send_messages([mail])
+        except NotNow as switch:
+            return Lost(Stage.CONNECT, Cause.SUSPENDED, str(switch))
         except LeaseLost:
             return Lost(Stage.DATA, Cause.LEASE_LOST, "The attempt was taken over; nothing was sent.")
         except AnymailError as problem:
@@ -246,17 +248,11 @@ def _watched(plain: Any, line: _Line) -> type[Any]:
     return Watched
 
 
-class _Session(requests.Session):
-    """Follows no redirect, which would carry the token to another host; trusts what OpenSSL is told to."""
-
+class _Session(HttpsSession):
     def __init__(self, line: _Line) -> None:
         super().__init__()
         for scheme in ("http://", "https://"):
             self.mount(scheme, _Adapter(line))
-        self.verify = os.environ.get("SSL_CERT_FILE") or True
-
-    def request(self, *args: Any, **named: Any) -> requests.Response:
-        return super().request(*args, **(named | {"allow_redirects": False}))
 
 
 class _Backend(EmailBackend):  # type: ignore[misc]

@@ -17,7 +17,7 @@ from gobii_email.adapters.smtp_text import Text
 from gobii_email.adapters.wire import Broken
 from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused
 from gobii_email.domain.smtp_replies import Reply, Stage
-from gobii_email.ports import Envelope, LeaseLost, Progress
+from gobii_email.ports import Envelope, LeaseLost, NotNow, Progress
 
 # So few that neither side's buffers fill up while nobody reads: some 25 kB there, 10 kB back.
 COMMANDS_AT_ONCE = 100
@@ -71,6 +71,8 @@ class Submission:
             return self._lost(ended.cause, ended.text)
         except Denied as ended:
             return self._refusal(ended.reply)
+        except NotNow as switch:
+            return self._lost(Cause.SUSPENDED, str(switch))
         except LeaseLost:
             text = "This attempt had been taken over, so the message was not finished."
             return self._lost(Cause.LEASE_LOST, text)

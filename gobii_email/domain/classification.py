@@ -213,6 +213,7 @@ _LOSSES: Mapping[Cause, Reading] = MappingProxyType(
             source="RFC 6749 5.2",
         ),
         Cause.LEASE_LOST: _interrupted(),
+        Cause.SUSPENDED: _interrupted(),
         Cause.API_ERROR: _unreachable(),
         Cause.WORKER_LOST: _interrupted(),
     }

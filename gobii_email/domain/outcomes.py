@@ -37,6 +37,7 @@ class Cause(StrEnum):
     SECRET_UNREADABLE = "secret_unreadable"  # noqa: S105
     TOKEN_UNAVAILABLE = "token_unavailable"  # noqa: S105 - the provider issues no access token just now
     LEASE_LOST = "lease_lost"  # the durable mark could not be committed; the dot was not sent
+    SUSPENDED = "suspended"  # an operator switched sending off before the transaction began
     API_ERROR = "api_error"  # an HTTP provider answered something unusable
     WORKER_LOST = "worker_lost"  # said by rescue, never by a transport
 

@@ -5,6 +5,7 @@ another transport: where the account cannot be used, the answer is `Hold`.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from gobii_email.domain.lifecycle import Provider
 
@@ -37,10 +38,11 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Wait, with a stable `code` and a `reason` that a person can act on."""
+    """Wait, with a stable `code` and a `reason` that a person can act on; `until` where that is known."""
 
     code: str
     reason: str
+    until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from gobii_email.models.messages import (
     PersistentAgentMessageAttachment,
 )
 from gobii_email.models.oauth import AgentEmailOAuthCredential
+from gobii_email.models.switches import RolloutChange, Suspension
 
 __all__ = [
     "AgentEmailAccount",
@@ -41,7 +42,9 @@ __all__ = [
     "PersistentAgentMessage",
     "PersistentAgentMessageAttachment",
     "ReceivedMail",
+    "RolloutChange",
     "SendingLimit",
     "SentCopy",
     "Suppression",
+    "Suspension",
 ]

@@ -25,6 +25,7 @@ from gobii_email.models.queue import Work, narrow
 from gobii_email.ports import Entered, Hint, LimiterUnavailable, Reuse, Sender, SmtpServer, Wait
 from gobii_email.services import allow, hold
 from gobii_email.services.admit import Place, scopes_of
+from gobii_email.services.gate import gate_of_account
 from gobii_email.services.learn import expect_copies
 from gobii_email.services.lease import Lease, keeper
 from gobii_email.services.recall import origins
@@ -57,6 +58,7 @@ class AccountTurn:
         self.host = account.smtp_server_name
         self.limits: Limits
         self.place: Place
+        self.gate = gate_of_account(account)
         self.is_probe = False
         self.sender: Sender | None = None
         self.obstacle: Wait | None = None
@@ -78,10 +80,9 @@ class AccountTurn:
     def _may_begin(self, now: datetime) -> bool:
         """Reads what is in force now; False when the account or its server is to be left alone."""
         origin = self.turn.origin
-        obstacle = obstacle_of_the_moment(self.account, origin, now)
+        obstacle = self.gate.obstacle() or obstacle_of_the_moment(self.account, origin, now)
         if obstacle is not None:
-            until = origin.host_backoff_until if obstacle.code == "host_backoff" else self.account.state_until
-            self._wait(obstacle.code, obstacle.reason, until, now)
+            self._wait(obstacle.code, obstacle.reason, obstacle.until, now)
             if obstacle.code in set(AccountState):
                 hold.wake_if_free(origin.endpoint_id, now)
             return False
@@ -244,10 +245,20 @@ class AccountTurn:
         self.is_quick = shares.done(self.host, turn.name) < QUICK
         self._call_the_parked()
         self.place.count(outcome, len(addresses))
+        if isinstance(outcome, Lost) and outcome.cause is Cause.SUSPENDED:
+            self._stop(work)
+            return
         is_part = len(addresses) < len(work.addresses)
         turn.settle(work, outcome, Provider.SMTP, is_part=is_part)
         turn.has_more |= is_part
         self._go_on_after(outcome, addresses)
+
+    def _stop(self, work: Work) -> None:
+        """Nothing was said of `work`: it goes back to the queue, and the lane waits for the switch."""
+        self.turn.release([work])
+        self.turn.is_over = True
+        if (switched := self.gate.obstacle()) is not None:
+            self._wait(switched.code, switched.reason, switched.until, timezone.now())
 
     def _call_the_parked(self) -> None:
         """A quick answer may have made a place for another lane, long before this turn ends."""
@@ -262,7 +273,7 @@ class AccountTurn:
         assert self.sender is not None
         if len(addresses) < len(work.addresses) and not narrow(work, addresses):
             return Lost(Stage.CONNECT, Cause.LEASE_LOST, "This attempt had been taken over.")
-        outcome = send_by_account(work, addresses, server, self.sender, Lease(work, Provider.SMTP))
+        outcome = send_by_account(work, addresses, server, self.sender, self._lease(work))
         return self._with_another_token(work, addresses, outcome) or outcome
 
     def _with_another_token(self, work: Work, addresses: Sequence[str], refusal: Outcome) -> Outcome | None:
@@ -285,7 +296,10 @@ class AccountTurn:
         server = self._server()
         assert self.sender is not None
         self.turn.kept.touch(longest_send(work.size))
-        return send_by_account(work, addresses, server, self.sender, Lease(work, Provider.SMTP))
+        return send_by_account(work, addresses, server, self.sender, self._lease(work))
+
+    def _lease(self, work: Work) -> Lease:
+        return Lease(work, Provider.SMTP, self.gate)
 
     def _leave_server(self) -> None:
         sender, self.sender = self.sender, None

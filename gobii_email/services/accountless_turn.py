@@ -7,9 +7,11 @@ switched. No limit stands before them; what may go, goes one after the other.
 from django.utils import timezone
 
 from gobii_email.domain.lifecycle import Move, Provider
+from gobii_email.domain.outcomes import Cause, Lost
 from gobii_email.domain.selection import Hold, NoTransport, Use
 from gobii_email.models.queue import Work
 from gobii_email.services.end import postpone
+from gobii_email.services.gate import SUSPENDED, gate_without_account
 from gobii_email.services.lease import Lease, keeper
 from gobii_email.services.select import LOOK_AGAIN_AFTER, transport_for
 from gobii_email.services.send import longest_send, send_without_account
@@ -55,7 +57,17 @@ class AccountlessTurn:
                 turn.release([work])  # The account became usable a moment ago: its own turn takes it.
                 turn.is_over = True
             case Use(provider=provider):
-                turn.kept.touch(longest_send(work.size))
-                outcome = send_without_account(work, provider, Lease(work, provider))
-                turn.settle(work, outcome, provider)
-                turn.flush(provider)
+                self._send_through(provider, work)
+
+    def _send_through(self, provider: Provider, work: Work) -> None:
+        turn, gate = self.turn, gate_without_account(work, provider)
+        turn.kept.touch(longest_send(work.size))
+        outcome = send_without_account(work, provider, Lease(work, provider, gate))
+        if isinstance(outcome, Lost) and outcome.cause is Cause.SUSPENDED:
+            now = timezone.now()
+            found = gate.obstacle() or Hold(SUSPENDED, outcome.text)
+            until = found.until or now + LOOK_AGAIN_AFTER
+            turn.outcomes |= postpone([work], found.code, found.reason, until, now)
+            return
+        turn.settle(work, outcome, provider)
+        turn.flush(provider)

@@ -21,6 +21,7 @@ from gobii_email.domain.smtp_replies import Stage
 from gobii_email.models import OutboundMessageAttempt
 from gobii_email.models.queue import Mark, Work
 from gobii_email.ports import LeaseLost, LimiterUnavailable, LimitScope
+from gobii_email.services.gate import Gate
 from gobii_email.services.record import marks
 
 logger = logging.getLogger(__name__)
@@ -29,15 +30,19 @@ logger = logging.getLogger(__name__)
 class Lease:
     """One attempt held by this worker; tells the row how far the dialogue has come (`ports.Progress`)."""
 
-    def __init__(self, work: Work, provider: Provider) -> None:
+    def __init__(self, work: Work, provider: Provider, gate: Gate | None = None) -> None:
         self.work = work
         self.provider = provider
+        self._gate = gate
 
     def reached(self, stage: Stage) -> None:
         """Notes that a connection is opened for it: from then on a lost worker uses up an attempt.
 
-        Not waited for: if the note is lost with the worker, the attempt is just queued again.
+        Not waited for: if the note is lost with the worker, the attempt is just queued again. Raises NotNow
+        where its mail was suspended before anything was said of it.
         """
+        if self._gate is not None and stage in {Stage.CONNECT, Stage.MAIL}:
+            self._gate.pass_through()
         if stage is Stage.CONNECT:
             marks.put(self._mark("connect"))
 

@@ -19,6 +19,7 @@ from gobii_email.domain.selection import (
 )
 from gobii_email.models import AgentEmailAccount, PersistentAgentCommsEndpoint
 from gobii_email.models.attempts import Origin
+from gobii_email.services.switches import switches
 
 LOOK_AGAIN_AFTER = timedelta(minutes=5)
 """A setting or an account may change without telling us; held mail looks again after this."""
@@ -41,15 +42,15 @@ def transport_for(
 def _circumstances(
     account: AgentEmailAccount | None, agent_id: uuid.UUID | None, address: str, *, had_account: bool
 ) -> Circumstances:
-    settings = config()
+    settings, switched = config(), switches()
     facts = None
     if account is not None:
         facts = AccountFacts(account.is_outbound_enabled, is_tested=account.is_smtp_tested)
     return Circumstances(
         account=facts,
         had_account=had_account,
-        byo_email_enabled=settings.byo_email_enabled,
-        is_in_rollout=settings.byo_email_rollout.includes(str(agent_id), address),
+        byo_email_enabled=switched.is_byo_email_enabled,
+        is_in_rollout=switched.includes(agent_id, address),
         is_proprietary=settings.proprietary_mode,
         has_postmark_token=bool(settings.postmark_server_token),
         simulates=settings.simulates,
@@ -60,9 +61,9 @@ def obstacle_of_the_moment(account: AgentEmailAccount, origin: Origin, now: date
     """What keeps a usable account from sending just now: its own hold, or its server's."""
     state = account.state_at(now)
     if state is not AccountState.ACTIVE:
-        return Hold(str(state), account.state_reason or f"The mailbox is {state}.")
+        reason = account.state_reason or f"The mailbox is {state}."
+        return Hold(str(state), reason, account.state_until)
     if origin.host_backoff_until is not None and origin.host_backoff_until > now:
-        return Hold(
-            "host_backoff", f"{account.smtp_host} asked to be left alone: {origin.host_backoff_reason}"
-        )
+        reason = f"{account.smtp_host} asked to be left alone: {origin.host_backoff_reason}"
+        return Hold("host_backoff", reason, origin.host_backoff_until)
     return None
