@@ -6,7 +6,7 @@ which are woken by one hint a lane, that may be lost or doubled without effect.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from django.db import transaction
@@ -15,14 +15,17 @@ from django.utils import timezone
 
 from gobii_email import wiring
 from gobii_email.conf import config
-from gobii_email.domain.lifecycle import AttemptStatus, Move, OnDoubt
+from gobii_email.domain.lifecycle import AttemptStatus, Move
 from gobii_email.models import Lane, OutboundMessageAttempt
 from gobii_email.models.attempts import AttemptQuerySet
 from gobii_email.models.queue import due_lanes, hand_out
 from gobii_email.ports import Hint
 from gobii_email.services.end import end_unsent
+from gobii_email.services.poll_schedule import hand_out_polls
+from gobii_email.services.receive import read_what_is_stored
+from gobii_email.services.reconcile import look_at_doubt
 from gobii_email.services.rescue import rescue
-from gobii_email.services.resolve import resolve
+from gobii_email.services.visit import hand_out_looks
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +34,19 @@ BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one round did: lanes handed out, and attempts."""
+    """What one round did: lanes handed out, attempts, mailboxes and mail to be read, Sent folders visited."""
 
     handed_out: int = 0
     rescued: int = 0
     expired: int = 0
     resent: int = 0
+    visits: int = 0
+    polls: int = 0
+    unread: int = 0
 
     @property
     def did_anything(self) -> bool:
-        return bool(self.handed_out or self.rescued or self.expired or self.resent)
+        return any(asdict(self).values())
 
 
 def dispatch_round() -> Round:
@@ -52,6 +58,9 @@ def dispatch_round() -> Round:
         resent=_each(attempts.due(now, AttemptStatus.IN_DOUBT), look_at_doubt, now),
         expired=_each(attempts.expired(now), _expire, now),
         handed_out=_hand_out(now),
+        visits=hand_out_looks(now),
+        polls=hand_out_polls(now),
+        unread=read_what_is_stored(now),
     )
 
 
@@ -63,15 +72,13 @@ def seconds_to_next_look(longest: float) -> float:
 
 
 def _each(
-    rows: AttemptQuerySet, act: Callable[[OutboundMessageAttempt, datetime], None], now: datetime
+    rows: AttemptQuerySet, act: Callable[[OutboundMessageAttempt, datetime], object], now: datetime
 ) -> int:
+    """How many of `rows` were acted on; False says that nothing came of one."""
     if not rows.exists():
         return 0
     with transaction.atomic():
-        attempts = rows.locked(BATCH)
-        for attempt in attempts:
-            act(attempt, now)
-    return len(attempts)
+        return sum(act(attempt, now) is not False for attempt in rows.locked(BATCH))
 
 
 def _expire(attempt: OutboundMessageAttempt, now: datetime) -> None:
@@ -101,22 +108,3 @@ def _is_left_to_its_own_ring(head: OutboundMessageAttempt, now: datetime) -> boo
 def _expiry_text(attempt: OutboundMessageAttempt) -> str:
     why = f" It had been waiting: {attempt.held_reason}" if attempt.held_reason else ""
     return f"The message expired before it could be sent.{why}"
-
-
-def look_at_doubt(attempt: OutboundMessageAttempt, now: datetime) -> None:
-    """Sends a doubtful message again where its own policy says so and no evidence came.
-
-    Not once it has expired: then it would be called failed, though the server may have it.
-    """
-    expires_at = attempt.message.expires_at
-    is_over = expires_at is not None and expires_at <= now
-    if is_over or attempt.message.on_doubt != OnDoubt.RESEND:
-        OutboundMessageAttempt.objects.filter(pk=attempt.pk).update(due_at=None)
-        return
-    resolve(
-        attempt,
-        Move.ABSENT,
-        evidence="No evidence came; sent again as the message asks (on_doubt=resend).",
-        now=now,
-        is_proven=False,
-    )

@@ -27,7 +27,15 @@ def test_one_round_hands_out_what_is_due_and_says_so(settings):
     assert run("email_dispatcher", "--once", "--json").document["handed_out"] == 0
     OutboundMessageAttempt.objects.update(due_at=ago(seconds=1))
     answer = run("email_dispatcher", "--once", "--json")
-    assert answer.document == {"handed_out": 1, "rescued": 0, "expired": 0, "resent": 0, "visits": 0, "polls": 0}
+    assert answer.document == {
+        "handed_out": 1,
+        "rescued": 0,
+        "expired": 0,
+        "resent": 0,
+        "visits": 0,
+        "polls": 0,
+        "unread": 0,
+    }
     assert "0 handed out" in run("email_dispatcher", "--once").out
 
 

@@ -5,7 +5,6 @@ Outlives the database and the broker, asking less and less often while they are 
 """
 
 import logging
-import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from django.core.management.base import CommandParser
 from django.db import DatabaseError, close_old_connections, connections
 
 from gobii_email.conf import config
+from gobii_email.management.stop_signals import StopSignals
 from gobii_email.management.terminal import EmailCommand
 from gobii_email.services.attend import Attending
 from gobii_email.services.dispatch import Round, dispatch_round, seconds_to_next_look
@@ -38,7 +38,7 @@ class Command(EmailCommand):
             self._answer(dispatch_round())
             return
         stop = threading.Event()
-        with _Signals(stop):
+        with StopSignals(stop):
             logger.info("dispatcher.started")
             run(stop, heartbeat_file)
             logger.info("dispatcher.stopped")
@@ -49,6 +49,9 @@ class Command(EmailCommand):
             "rescued": done.rescued,
             "expired": done.expired,
             "resent": done.resent,
+            "visits": done.visits,
+            "polls": done.polls,
+            "unread": done.unread,
         }
         self.answer(
             facts,
@@ -93,23 +96,3 @@ def _pause(longest: float) -> float:
         return seconds_to_next_look(longest)
     except DatabaseError:
         return longest  # the next round says what is wrong
-
-
-class _Signals:
-    """While entered, the first SIGTERM or SIGINT sets `stop`, and gives the next one its usual effect."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._end)
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _end(self, *_: object) -> None:
-        self._stop.set()
-        self.__exit__()
