@@ -4,13 +4,8 @@ Retry, cancel and resolve ask first (GET) and act on POST, through services/inte
 by somebody else: it is shown in a frame without scripts, forms, network or our origin.
 """
 
-import base64
-import re
 from collections.abc import Sequence
 from datetime import datetime
-from email import message_from_bytes
-from email.message import EmailMessage
-from email.policy import default as modern
 from typing import Any
 from uuid import UUID
 
@@ -36,14 +31,9 @@ from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
-from gobii_email.services import intervene
+from gobii_email.services import intervene, preview
 from gobii_email.services.act import ACTS, Act, acts_for, perform
 from gobii_email.services.status import delivery_status
-
-BODY_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-MAX_INLINE_IMAGE_BYTES = 1_000_000
-_CID = re.compile(r"""(["'(])cid:([^"')\s]+)""", re.IGNORECASE)
-
 
 MOST_NAMED = 1_000
 """Of the messages that one search term names, the newest so many are shown."""
@@ -206,7 +196,7 @@ class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
             context |= {
                 "report": delivery_status(message),
                 "frozen": frozen,
-                "raw_headers": raw_headers(frozen),
+                "raw_headers": preview.raw_headers(frozen) if frozen else "",
                 "attachments": message.attachments.all(),
                 "body_url": self.url_of("body", message.pk),
                 "acts": [
@@ -217,15 +207,16 @@ class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
         return super().render_change_form(request, context, **options)
 
     def body_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
-        """The HTML as it was frozen, with its own images put in; nothing else is loaded or run."""
+        """The HTML in a document of its own that can do nothing, for the frame of the message's page."""
         message = self.object_or_404(request, object_id)
         if not self.has_view_permission(request, message):
             raise Http404
         frozen = FrozenMessage.objects.filter(message=message).first()
-        html = with_inline_images(frozen) if frozen else ""
-        return HttpResponse(
-            html, headers={"Content-Security-Policy": BODY_POLICY, "Referrer-Policy": "no-referrer"}
-        )
+        if frozen is None:
+            raise Http404
+        document = preview.as_document(frozen)
+        headers = {"Content-Security-Policy": document.policy, "Referrer-Policy": "no-referrer"}
+        return HttpResponse(document.html, headers=headers)
 
     def _act_view(self, act: Act) -> Any:
         def view(request: HttpRequest, object_id: str) -> HttpResponseBase:
@@ -253,31 +244,6 @@ class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
             self.log_change(request, message, f"{act.button}: {text}")
             messages.success(request, text)
         return redirect(self.url_of("change", message.pk))
-
-
-def raw_headers(frozen: FrozenMessage | None) -> str:
-    """The header fields as they go over the wire, without the attempt's own."""
-    if frozen is None:
-        return ""
-    return bytes(frozen.mime).partition(b"\r\n\r\n")[0].decode("utf-8", "replace")
-
-
-def with_inline_images(frozen: FrozenMessage) -> str:
-    """The HTML with `cid:` images as data, so that the frame needs no network."""
-    if "cid:" not in frozen.html.lower():
-        return frozen.html
-    parsed = message_from_bytes(bytes(frozen.mime), policy=modern)
-    images = {part["content-id"].strip("<> "): part for part in parsed.walk() if part["content-id"]}
-    return _CID.sub(lambda found: found[1] + _as_data(images.get(found[2]), found[0][1:]), frozen.html)
-
-
-def _as_data(part: EmailMessage | None, otherwise: str) -> str:
-    content = (
-        part.get_payload(decode=True) if part is not None and part.get_content_maintype() == "image" else None
-    )
-    if part is None or not isinstance(content, bytes) or len(content) > MAX_INLINE_IMAGE_BYTES:
-        return otherwise
-    return f"data:{part.get_content_type()};base64,{base64.b64encode(content).decode()}"
 
 
 class StageFilter(admin.SimpleListFilter):
