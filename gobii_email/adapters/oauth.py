@@ -5,7 +5,6 @@ what a grant means for an account is decided in services. Endpoints come from th
 redirect is followed, an answer has a size and the whole exchange a time (RFC 6749, 7009, 7517, 7636).
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
+from gobii_email.adapters.https_session import HttpsSession
 from gobii_email.domain.oauth_tokens import (
     TENANT_PLACE,
     Denied,
@@ -203,28 +203,25 @@ class OAuthProvider:
         return found[0]
 
 
-class _Session(OAuth2Session):  # type: ignore[misc]
-    """Authlib's session: follows no redirect, reads so much for so long, trusts what OpenSSL is told to."""
+class _Session(HttpsSession, OAuth2Session):  # type: ignore[misc]
+    """Authlib's session, which reads so much for so long."""
 
     def __init__(self, at: Endpoints, total: float, **values: Any) -> None:
-        super().__init__(
-            client_id=at.client_id,
-            client_secret=at.client_secret.reveal(),
+        client: dict[str, Any] = {
+            "client_id": at.client_id,
+            "client_secret": at.client_secret.reveal(),
             # In the body, where Google and Microsoft document it; and no secret in a header that is logged.
-            token_endpoint_auth_method="client_secret_post",  # noqa: S106
-            revocation_endpoint_auth_method="none",
-            code_challenge_method="S256",
-            **values,
-        )
+            "token_endpoint_auth_method": "client_secret_post",
+            "revocation_endpoint_auth_method": "none",
+            "code_challenge_method": "S256",
+        }
+        super().__init__(**client, **values)
         self._until = time.monotonic() + total
 
     def send(self, request: requests.PreparedRequest, **named: Any) -> requests.Response:
         left = max(self._until - time.monotonic(), 0.001)
         timeout = (min(CONNECT_SECONDS, left), left)
-        limits = {"allow_redirects": False, "stream": True, "timeout": timeout}
-        if anchors := os.environ.get("SSL_CERT_FILE"):
-            limits["verify"] = anchors
-        answer: requests.Response = super().send(request, **(named | limits))
+        answer = super().send(request, **(named | {"stream": True, "timeout": timeout}))
         answer._content = self._body(answer)
         return answer
 
