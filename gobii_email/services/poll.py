@@ -26,12 +26,29 @@ from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import ImapServer, LeaseLost, MailboxUnreadable
 from gobii_email.services.fetch import Fetching
 from gobii_email.services.mailbox_lease import MailboxLease, take
-from gobii_email.services.poll_schedule import hand_out_polls, heal, poll_now, reschedule, schedule
+from gobii_email.services.poll_schedule import (
+    hand_out_polls,
+    heal,
+    poll_for_news,
+    poll_now,
+    reschedule,
+    schedule,
+)
 from gobii_email.services.record import release_connection
 from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token, renewed_token
 from gobii_email.services.select import LOOK_AGAIN_AFTER
 
-__all__ = ["Visit", "hand_out_polls", "heal", "poll", "poll_now", "reschedule", "schedule", "visit"]
+__all__ = [
+    "Visit",
+    "hand_out_polls",
+    "heal",
+    "poll",
+    "poll_for_news",
+    "poll_now",
+    "reschedule",
+    "schedule",
+    "visit",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -82,6 +82,20 @@ def poll_now(account: AgentEmailAccount) -> bool:
     return True
 
 
+def poll_for_news(account_id: uuid.UUID) -> bool:
+    """As `poll_now`, where the server said that mail has come; that ends no hold, no backoff and no failures.
+
+    False where any of them keeps the mailbox waiting: it is polled after that.
+    """
+    now = timezone.now()
+    is_free = Q(account__backoff_until__isnull=True) | Q(account__backoff_until__lte=now)
+    rows = Mailbox.objects.filter(is_free, pk=account_id, hold_code="", account__is_inbound_enabled=True)
+    if not rows.update(due_at=now, look_at=now + config().hint_lifetime):
+        return False
+    transaction.on_commit(lambda: _ring([account_id]))
+    return True
+
+
 def _end_backoff(account: AgentEmailAccount) -> None:
     if account.backoff_until is not None:
         account.backoff_until = None

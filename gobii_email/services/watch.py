@@ -11,17 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from django.db import Error, close_old_connections, connections
-from django.utils import timezone
 
 from gobii_email import wiring
 from gobii_email.conf import config
 from gobii_email.ports import LeasesUnavailable, NotWatched
-from gobii_email.services import enlist
 from gobii_email.services.line_up import Line
 from gobii_email.services.open_for_news import Opened, open_for_news
-from gobii_email.services.poll_schedule import poll_now
+from gobii_email.services.poll import poll_for_news
 from gobii_email.services.share_watches import Share, Watched
 
 logger = logging.getLogger(__name__)
@@ -149,7 +148,7 @@ class Watcher:
         now = time.monotonic()
         for key in [key for key, due in self._news.items() if due <= now]:
             try:
-                ring(key)
+                poll_for_news(UUID(key))
             except Error as problem:
                 self._fall_behind(problem)
                 self._news[key] = now + AGAIN_AFTER
@@ -208,11 +207,3 @@ def pause_after(failures: int, why: NotWatched) -> float:
     """Seconds until the next try after `failures` (>= 1) in a row, varied so that not all come at once."""
     grown = min(FIRST_PAUSE * 2 ** min(failures - 1, 20), LONGEST_PAUSE)
     return (LASTING_PAUSE if why.is_lasting else grown) * random.uniform(0.75, 1.25)
-
-
-def ring(account_id: str) -> bool:
-    """Asks for a poll, save where the mailbox is held or left alone for a while: it is polled after that."""
-    account = enlist.read_account(account_id)
-    if account is None or (account.backoff_until is not None and account.backoff_until > timezone.now()):
-        return False
-    return bool(poll_now(account))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis
@@ -15,7 +16,7 @@ from gobii_email.models import AgentEmailAccount, Mailbox, PersistentAgent, Pers
 from gobii_email.ports import NotWatched
 from gobii_email.services import enlist, watch
 from gobii_email.services.enlist import watchable
-from gobii_email.services.poll_schedule import POLL_MAILBOX
+from gobii_email.services.poll_schedule import POLL_MAILBOX, poll_for_news
 from gobii_email.services.watch import Watcher, pause_after
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.imap_server import ScriptedImapServer
@@ -147,14 +148,18 @@ def test_what_came_while_nobody_waited_is_polled_for(
 
 @pytest.mark.parametrize("kept", ["backoff", "hold"])
 def test_news_does_not_wake_what_is_held_or_left_alone(
-    server: ScriptedImapServer, doorbell: RecordingDoorbell, settings: Any, kept: str
+    server: ScriptedImapServer,
+    doorbell: RecordingDoorbell,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: str,
 ) -> None:
     settings.IMAP_IDLE_SCAN_INTERVAL_SEC = "1h"
     settings.IMAP_IDLE_LEASE_TTL_SEC = "1h"
     account = a_mailbox(server.port)
     rung = []
-    with watching() as watcher, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "ring", lambda key, ring=watch.ring: rung.append(ring(key)))
+    monkeypatch.setattr(watch, "poll_for_news", lambda pk: rung.append(poll_for_news(pk)))
+    with watching() as watcher:
         eventually(lambda: server.waiting and watcher.connected)
         if kept == "backoff":
             until = timezone.now() + timedelta(minutes=5)
@@ -163,7 +168,18 @@ def test_news_does_not_wake_what_is_held_or_left_alone(
             Mailbox.objects.update(hold_code="auth")
         server.deliver(b"hello")
         eventually(lambda: rung)
-    assert rung == [False] and polls(doorbell) == []
+    assert rung == [False] and polls(doorbell) == [] and mailbox().due_at is None
+
+
+def test_news_is_no_success(server: ScriptedImapServer, doorbell: RecordingDoorbell) -> None:
+    account = a_mailbox(server.port)
+    past = timezone.now() - timedelta(minutes=1)
+    AgentEmailAccount.objects.filter(pk=account.pk).update(backoff_until=past)
+    Mailbox.objects.update(failures=3)
+    assert poll_for_news(account.pk)
+    assert polls(doorbell) == [str(account.pk)]
+    account.refresh_from_db()
+    assert mailbox().failures == 3 and account.backoff_until == past
 
 
 def test_news_outlives_a_database_that_is_away(
@@ -171,16 +187,15 @@ def test_news_outlives_a_database_that_is_away(
 ) -> None:
     a_mailbox(server.port)
     left = [OperationalError("away")] * 3
-    real = enlist.read_account
 
-    def read_account(account_id: str) -> AgentEmailAccount | None:
-        if left and threading.current_thread().name != "idle-open":
+    def failing(account_id: UUID) -> bool:
+        if left:
             raise left.pop()
-        return real(account_id)
+        return poll_for_news(account_id)
 
+    monkeypatch.setattr(watch, "poll_for_news", failing)
     with watching() as watcher:
         eventually(lambda: server.waiting and watcher.connected)
-        monkeypatch.setattr(enlist, "read_account", read_account)
         server.deliver(b"hello")
         eventually(lambda: polls(doorbell))
     assert left == []
