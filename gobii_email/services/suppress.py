@@ -6,9 +6,10 @@ goes out. Which refusals count is decided in domain/suppression.
 
 import logging
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from django.db.models import QuerySet
 from django.utils import timezone
@@ -63,15 +64,18 @@ def suppressed(mails: Iterable[tuple[PersistentAgentCommsEndpoint, Mail]]) -> di
     wanted = {(endpoint.pk, normalise(address)) for endpoint, mail in mails for address, _ in mail.recipients}
     if not wanted:
         return {}
-    senders, senders_given = among(list({sender for sender, _ in wanted}))
-    addresses, addresses_given = among(list({address for _, address in wanted}))
     with bound_cursor() as cursor:
-        cursor.execute(
-            _ASKED.format(senders=senders, addresses=addresses), [*senders_given, *addresses_given]
-        )
+        cursor.execute(*question({sender for sender, _ in wanted}, {address for _, address in wanted}))
         rows = cursor.fetchall()
     found = {(stored_uuid(key), address): Why(_moment(since), reason) for key, address, reason, since in rows}
     return {key: why for key, why in found.items() if key in wanted}
+
+
+def question(senders: Collection[uuid.UUID], addresses: Collection[str]) -> tuple[str, list[Any]]:
+    """The statement that asks whom of `addresses` each of `senders` does not write to, and its parameters."""
+    among_senders, keys = among(list(senders))
+    among_addresses, texts = among(list(addresses))
+    return _ASKED.format(senders=among_senders, addresses=among_addresses), [*keys, *texts]
 
 
 def _moment(stored: datetime | str) -> datetime:

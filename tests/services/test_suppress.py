@@ -16,7 +16,7 @@ from gobii_email.domain.smtp_replies import Reply, Stage
 from gobii_email.domain.suppression import is_dead
 from gobii_email.models import PersistentAgent, PersistentAgentCommsEndpoint, Suppression
 from gobii_email.services.settle import settle
-from gobii_email.services.suppress import Cause, in_force, lift, suppress, suppress_by_hand
+from gobii_email.services.suppress import Cause, in_force, lift, question, suppress, suppress_by_hand
 from gobii_email.services.track import Sighting, What, track
 from gobii_email.services.write import NewMail, prepare
 from tests.conftest import RecordingDoorbell, row_of, taken
@@ -202,17 +202,14 @@ def test_the_question_is_answered_by_the_index_of_what_is_in_force(
     )
     with connection.cursor() as cursor:
         cursor.execute(f"ANALYZE {Suppression._meta.db_table}")
-    with CaptureQueriesContext(connection) as queries:
-        submitted(A)
-    (asked,) = [row["sql"] for row in queries if Suppression._meta.db_table in row["sql"]]
-    plan = explained(asked, endpoint)
+    plan = explained(*question({endpoint.pk}, {A, B}))
     assert "suppression_in_force" in plan, plan
 
 
-def explained(asked: str, endpoint: PersistentAgentCommsEndpoint) -> str:
+def explained(asked: str, given: list[Any]) -> str:
     words = "EXPLAIN" if connection.vendor == "postgresql" else "EXPLAIN QUERY PLAN"
     with connection.cursor() as cursor:
-        cursor.execute(f"{words} {asked}")
+        cursor.execute(f"{words} {asked}", given)
         return "\n".join(str(row) for row in cursor.fetchall())
 
 
