@@ -184,11 +184,10 @@ class ImapClient(IMAPClient):  # type: ignore[misc]
     def __init__(self, session: ImapSession) -> None:
         self._session = session
         super().__init__(session.peer_name, session.port, ssl=False)
+        self.normalise_times = False  # moments have the zone that the server names
 
     def _create_IMAP4(self) -> ImapSession:
         return self._session
-
-    normalise_times = False  # moments with the zone that the server names
 
     def _set_read_timeout(self) -> None:
         """Deadlines are the session's."""

@@ -322,6 +322,17 @@ def test_a_restored_folder_that_dates_every_mail_today_floods_nobody(
     assert stored() == [] and cursor(begun) == "v:9:30"
 
 
+def test_a_rescan_takes_nothing_that_came_hours_before_the_last_good_poll(
+    begun: AgentEmailAccount, server: ScriptedImapServer
+) -> None:
+    server.uid_validity = 9
+    this_morning, just_now = mail("this morning"), mail("just now")
+    server.dates[this_morning] = timezone.now() - timedelta(hours=3)
+    inbox(server).extend([this_morning, just_now])
+    assert polled(begun).stored == 1
+    assert subjects(stored()) == ["Mail just now"]
+
+
 def test_a_rescan_that_is_interrupted_goes_on_as_one(
     begun: AgentEmailAccount, server: ScriptedImapServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
