@@ -50,6 +50,8 @@ alias_maps =
 local_transport = virtual
 default_transport = discard
 relay_transport = discard
+transport_maps = texthash:{here}/etc/routes
+smtp_tls_security_level = none
 smtpd_relay_restrictions = permit_mynetworks, permit_sasl_authenticated, reject
 smtpd_sender_login_maps = regexp:{here}/etc/owners
 smtpd_sasl_type = {sasl_type}
@@ -72,6 +74,7 @@ proxymap  unix - - n - - proxymap
 error     unix - - n - - error
 retry     unix - - n - - error
 discard   unix - - n - - discard
+smtp      unix - - n - - smtp
 virtual   unix - n n - - virtual
 anvil     unix - - n - 1 anvil
 postlog   unix-dgram n - n - 1 postlogd
@@ -106,7 +109,8 @@ class RealPostfix(OwnedServer):
     `users` sign in with their address (PLAIN or LOGIN), may send as themselves alone, and have a
     mailbox, as `mailboxes` have; all are in one domain. Raises ServerUnavailable, saying what to
     install, where it cannot run. `aliases` lead from one address to another, which need not exist:
-    such mail is accepted, and bounces. With `dovecot_port` it asks the Dovecot there who may log in.
+    such mail is accepted, and bounces. `routes` lead mail for other domains to a server on a port of this
+    machine; it is thrown away without. With `dovecot_port` it asks the Dovecot there who may log in.
     """
 
     name = "postfix"
@@ -118,12 +122,14 @@ class RealPostfix(OwnedServer):
         mailboxes: Iterable[str] = (),
         aliases: Mapping[str, str] = {},  # noqa: B006
         dovecot_port: int | None = None,
+        routes: Mapping[str, int] = {},  # noqa: B006
     ) -> None:
         super().__init__()
         self._master = _master()
         self._authority = authority
         self._users = dict(users)
         self._aliases = dict(aliases)
+        self._routes = {domain: f"smtp:[{LOOPBACK}]:{port}" for domain, port in routes.items()}
         self._addresses = (*users, *mailboxes)
         self._logins = ("dovecot", f"inet:{LOOPBACK}:{dovecot_port}") if dovecot_port else ("cyrus", "smtpd")
         self.ports: dict[str, int] = {}
@@ -194,6 +200,7 @@ class RealPostfix(OwnedServer):
         (self._etc / "main.cf").write_text(_MAIN.format(**values, uid=nobody, gid=nobody))
         self._write_table("mailboxes", {address: f"{address}/" for address in self._addresses})
         self._write_table("aliases", self._aliases)
+        self._write_table("routes", self._routes)
         (self._etc / "owners").write_text("/^(.+)$/ ${1}\n")
 
     def _write_table(self, name: str, rows: Mapping[str, str]) -> None:
