@@ -21,11 +21,18 @@ from gobii_email import api
 from gobii_email.conf import config
 from gobii_email.encryption import new_key
 from gobii_email.management.commands.email_doctor import examined
-from gobii_email.management.examinations import EXAMINATIONS, installation, mailboxes, processes, storage
+from gobii_email.management.examinations import (
+    EXAMINATIONS,
+    installation,
+    mailboxes,
+    outcomes,
+    processes,
+    storage,
+)
 from gobii_email.management.examinations import redis as servers
 from gobii_email.management.examinations.row import Row
 from gobii_email.models import AgentEmailAccount, AgentEmailOAuthCredential, MailHost, OutboundMessageAttempt
-from gobii_email.services import attend
+from gobii_email.services import attend, overview
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.postgres import EmbeddedPostgres
 from gobii_email.testing.processes import ServerUnavailable
@@ -350,6 +357,27 @@ def test_mail_that_is_ready_for_long_is_a_warning_and_held_mail_is_not(settings)
     assert processes.queue().status == "ok"
 
 
+@pytest.mark.parametrize(
+    ("sent", "failed", "status", "words"),
+    [
+        (0, 0, "ok", "nothing has ended"),
+        (999, 1, "ok", "80% left; sent: 999, failed through no fault of recipients or content: 1"),
+        (99, 1, "warn", "0% left; sent: 99"),
+    ],
+)
+def test_the_error_budget_of_a_day_is_told_and_warned_of(monkeypatch, sent, failed, status, words):
+    day = overview.Overview(0, None, [overview.Hour(timezone.now(), sent=sent, failed=failed)], failed)
+    monkeypatch.setattr(outcomes, "overview", lambda *_: day)
+    row = outcomes.budget()
+    assert (row.status, words in row.text) == (status, True), row
+    assert row.text.startswith("error budget of the last 24 hours")
+
+
+@pytest.mark.django_db
+def test_the_error_budget_is_asked_of_the_database() -> None:
+    assert outcomes.budget().status == "ok"
+
+
 @pytest.fixture
 def two_secrets(db, settings):
     """A mailbox with a password and a token, under the key of the tests."""
@@ -478,6 +506,26 @@ def test_what_people_can_sign_in_with_is_told_without_a_secret(settings, given, 
     row = installation.sign_in()
     assert (row.status, words in row.text) == (status, True), row
     assert PASSWORD not in str(row)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "is_connected", "status", "words"),
+    [
+        ("active", "", True, "ok", "opened with tokens: 1"),
+        ("auth_needed", "withdrawn", True, "warn", f"1 wait for a sign-in ({SENDER})"),
+        ("active", "", False, "warn", f"1 wait for a sign-in ({SENDER})"),
+        ("active", "cannot be reached", True, "warn", f"1 not renewed at the last try ({SENDER})"),
+    ],
+    ids=["fine", "withdrawn", "disconnected", "not renewed"],
+)
+def test_mailboxes_that_wait_for_a_sign_in_are_named(two_secrets, state, error, is_connected, status, words):
+    assert mailboxes.tokens().text == "mailboxes opened with tokens: 0"
+    AgentEmailAccount.objects.update(smtp_auth="oauth2", state=state)
+    AgentEmailOAuthCredential.objects.update(refresh_error=error)
+    if not is_connected:
+        AgentEmailOAuthCredential.objects.all().delete()
+    row = mailboxes.tokens()
+    assert (row.status, words in row.text, bool(row.hint)) == (status, True, status == "warn"), row
 
 
 @pytest.mark.parametrize("name", ["google", "gmail"])

@@ -6,7 +6,14 @@ left to `email_doctor`; what the settings alone tell is asked of the system chec
 
 from collections.abc import Sequence
 
-from gobii_email.management.examinations import installation, mailboxes, processes, redis, storage
+from gobii_email.management.examinations import (
+    installation,
+    mailboxes,
+    outcomes,
+    processes,
+    redis,
+    storage,
+)
 from gobii_email.management.examinations.row import Examination
 
 EXAMINATIONS: Sequence[tuple[str, Examination]] = (
@@ -25,6 +32,8 @@ EXAMINATIONS: Sequence[tuple[str, Examination]] = (
     ("keys", mailboxes.keys),
     ("secrets", mailboxes.secrets),
     ("accounts", mailboxes.accounts),
+    ("tokens", mailboxes.tokens),
+    ("budget", outcomes.budget),
     ("sign-in", installation.sign_in),
     ("transports", installation.transports),
     ("trust", installation.trust),

@@ -141,6 +141,31 @@ def accounts() -> Row:
     return _told(facts, waiting)
 
 
+def tokens() -> Row:
+    """Mailboxes opened with tokens: who has to sign in, and whose tokens are not renewed just now."""
+    now = timezone.now()
+    by_token = Q(smtp_auth="oauth2") | Q(imap_auth="oauth2")
+    connected = AgentEmailAccount.objects.filter(by_token)
+    in_force = Q(state_until__isnull=True) | Q(state_until__gt=now)
+    needed = Q(in_force, state=AgentEmailAccount.State.AUTH_NEEDED) | Q(oauth_credential__isnull=True)
+    failing = ~Q(oauth_credential__refresh_error="") & ~needed
+    waiting = {
+        "wait for a sign-in": _addresses(connected.filter(needed)),
+        "not renewed at the last try": _addresses(connected.filter(failing)),
+    }
+    parts = [f"{len(found)} {what} ({named(found)})" for what, found in waiting.items() if found]
+    text = ", ".join([f"mailboxes opened with tokens: {connected.count()}", *parts])
+    if waiting["wait for a sign-in"]:
+        hint = "Their owners sign in again on the mailbox's page, or `email_account apply` gives new tokens."
+        return Row("tokens", WARN, text, hint)
+    if parts:
+        hint = (
+            "It is tried again every minute; if it stays, see that the provider's token address is reachable."
+        )
+        return Row("tokens", WARN, text, hint)
+    return Row("tokens", OK, text)
+
+
 def _addresses(rows: QuerySet[AgentEmailAccount]) -> Sequence[str]:
     return list(rows.order_by("endpoint__address").values_list("endpoint__address", flat=True))
 
