@@ -92,7 +92,7 @@ def _is_own(mail: ReceivedMail) -> bool:
 
 
 def _unmatched(mail: ReceivedMail, returned: Returned, why: str) -> bool:
-    logger.info("report.unmatched", extra={"mail_id": str(mail.pk), "kind": str(returned.kind), "why": why})
+    logger.info("report.unmatched", extra={"mail_id": str(mail.pk), "why": f"{returned.kind}: {why}"})
     mail.reason = why
     ReceivedMail.objects.filter(pk=mail.pk).update(reason=why)
     return False

@@ -154,7 +154,7 @@ def suppress(
     row = (endpoint_id, normalise(address), str(cause), reason, enhanced_status, message_id, now, None, "")
     if not insert_missing(Suppression, _NAMES, [row]):
         return False
-    logger.info("suppression.added", extra={"endpoint_id": str(endpoint_id), "cause": str(cause)})
+    logger.info("suppression.added", extra={"account_id": str(endpoint_id), "why": str(cause)})
     return True
 
 
@@ -176,5 +176,5 @@ def lift(rows: QuerySet[Suppression], *, by: str) -> int:
     """Lets those of `rows` that are in force be written to again; how many these were."""
     lifted = rows.filter(lifted_at__isnull=True).update(lifted_at=timezone.now(), lifted_by=by[:150])
     if lifted:
-        logger.info("suppression.lifted", extra={"count": lifted, "by": by[:150]})
+        logger.info("suppression.lifted", extra={"found": lifted})
     return lifted
