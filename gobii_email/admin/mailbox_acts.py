@@ -1,4 +1,4 @@
-"""What an operator may do about a mailbox, or several: test, pause, resume, clear a backoff.
+"""What an operator may do about a mailbox, or several: test, poll, pause, resume, clear a backoff.
 
 Each asks on a page of its own and acts on POST; the page of one endpoint and the list of mailboxes offer the
 same acts. What they do is left to services/diagnose and services/hold.
@@ -17,6 +17,7 @@ from django.utils import timezone
 
 from gobii_email.models import AgentEmailAccount
 from gobii_email.services import diagnose, hold
+from gobii_email.services.poll_schedule import poll_now
 
 
 class NothingAsked(forms.Form):
@@ -105,6 +106,12 @@ def _clear(account: AgentEmailAccount, _: Mapping[str, Any], by: str) -> Done:
     return Done(f"Backoff cleared; messages that were waiting: {hold.clear_backoff(account)}.")
 
 
+def _poll(account: AgentEmailAccount, _: Mapping[str, Any], by: str) -> Done:
+    if not poll_now(account):
+        return Done("Receiving is switched off for the mailbox.", is_done=False)
+    return Done("It is read as soon as a worker is free.")
+
+
 ACTS = {
     act.name: act
     for act in (
@@ -123,6 +130,12 @@ ACTS = {
             "Connect to the server for receiving, sign in and open the folder? Nothing is read or changed.",
             _test("imap"),
             most=diagnose.AT_ONCE,
+        ),
+        MailboxAct(
+            "poll",
+            "Poll now",
+            "Read what is new in the mailbox as soon as a worker is free, whatever it waits for?",
+            _poll,
         ),
         MailboxAct("pause", "Pause", "Stop sending? What is submitted meanwhile waits.", _pause, PauseForm),
         MailboxAct(
@@ -149,6 +162,8 @@ def acts_for(account: AgentEmailAccount) -> Iterator[MailboxAct]:
     yield ACTS["test_smtp"]
     if account.imap_host:
         yield ACTS["test_imap"]
+    if account.is_inbound_enabled:
+        yield ACTS["poll"]
     yield ACTS["pause" if is_active else "resume"]
     yield ACTS["clear_backoff"]
 

@@ -127,6 +127,7 @@ class AccountAdmin(OwnPages):
     actions = [
         "test_smtp_selected",
         "test_imap_selected",
+        "poll_selected",
         "pause_selected",
         "resume_selected",
         "clear_backoff_selected",
@@ -184,6 +185,10 @@ class AccountAdmin(OwnPages):
     @admin.action(description="Test IMAP of the selected mailboxes", permissions=["change"])
     def test_imap_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase:
         return self._act_on(request, ACTS["test_imap"], queryset)
+
+    @admin.action(description="Poll the selected mailboxes now", permissions=["change"])
+    def poll_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase:
+        return self._act_on(request, ACTS["poll"], queryset)
 
     @admin.action(description="Pause the selected mailboxes", permissions=["change"])
     def pause_selected(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponseBase:

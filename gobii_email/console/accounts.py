@@ -23,13 +23,14 @@ from gobii_email.console.forms import LIMITS, SIDES, PauseForm, ReasonForm, Sett
 from gobii_email.domain.addresses import normalise, one_line
 from gobii_email.domain.classification import AccountState
 from gobii_email.domain.providers import provider_of_host
-from gobii_email.models import AgentEmailAccount, ConnectionTest, MailHost
+from gobii_email.models import AgentEmailAccount, ConnectionTest, Mailbox, MailHost
 from gobii_email.services import accounts as services
 from gobii_email.services import allow, authorize, browse, diagnose, hold, suppress
 from gobii_email.services.accounts import InvalidAccount
 from gobii_email.services.authorize import AuthorizationRefused
 from gobii_email.services.browse import Whose
 from gobii_email.services.guard import SETTINGS, STATE, ChangedMeanwhile, account_version, unchanged
+from gobii_email.services.poll_schedule import poll_now
 
 TESTS_SHOWN = 10
 SUPPRESSED_SHOWN = 50
@@ -92,6 +93,7 @@ def _context(found: AgentEmailAccount) -> dict[str, Any]:
         "used": browse.limits_used([found], now)[found.pk],
         "limits": allow.limits_in_force(found, now),
         "waiting": browse.waiting(found),
+        "mailbox": Mailbox.objects.filter(account=found).first(),
         "host": MailHost.objects.filter(name=found.smtp_server_name, backoff_until__gt=now).first(),
         "credential": getattr(found, "oauth_credential", None),
         "provider": provider,
@@ -286,6 +288,14 @@ def lift(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
     if not suppress.lift(rows, by=request.user.get_username()):
         raise ChangedMeanwhile
     return _done(request, found, f"Mail to {address} is allowed again.", _reason(request))
+
+
+@_act
+def poll(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
+    """Has the mailbox read as soon as a worker is free, whatever it waits for."""
+    if not poll_now(found):
+        return _shown(request, found, status=422, problem="Receiving is switched off; enable it first.")
+    return _done(request, found, "It is read as soon as a worker is free.")
 
 
 @_act

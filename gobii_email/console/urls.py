@@ -29,6 +29,7 @@ urlpatterns = [
     path("accounts/<uuid:pk>/resume/", accounts.resume, name="account_resume"),
     path("accounts/<uuid:pk>/switch/", accounts.switch, name="account_switch"),
     path("accounts/<uuid:pk>/test/", accounts.test, name="account_test"),
+    path("accounts/<uuid:pk>/poll/", accounts.poll, name="account_poll"),
     path("accounts/<uuid:pk>/lift/", accounts.lift, name="account_lift"),
     path("accounts/<uuid:pk>/connect/", accounts.connect, name="account_connect"),
     path("accounts/<uuid:pk>/disconnect/", accounts.disconnect, name="account_disconnect"),

@@ -20,6 +20,7 @@ from gobii_email.domain.lifecycle import AttemptStatus, Move
 from gobii_email.models import AgentEmailAccount, Lane, MailHost, OutboundMessageAttempt, OutboundMessageEvent
 from gobii_email.models.attempts import Origin
 from gobii_email.services import allow
+from gobii_email.services.poll_schedule import poll_now
 from gobii_email.services.tell import clock_time, event
 
 logger = logging.getLogger(__name__)
@@ -182,8 +183,11 @@ def clear_backoff(account: AgentEmailAccount) -> int:
 
     Pauses and holds that wait for a person stay. Answers how many attempts were waiting.
     """
+    was_left_alone = account.backoff_until is not None
     AgentEmailAccount.objects.filter(pk=account.pk).update(backoff_until=None)
     account.backoff_until = None
+    if was_left_alone:
+        poll_now(account)
     waiting = end_host_backoff(account.smtp_server_name)
     if account.state in {AccountState.LIMITED, AccountState.QUOTA}:
         waiting += resume(account)

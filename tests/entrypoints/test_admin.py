@@ -377,7 +377,7 @@ def test_every_page_of_the_admin_opens_and_none_shows_a_secret(
         page("agentemailaccount_delete", endpoint.pk),
         *(
             page(f"persistentagentcommsendpoint_{name}", endpoint.pk)
-            for name in ("test_smtp", "test_imap", "pause", "resume", "clear_backoff")
+            for name in ("test_smtp", "test_imap", "poll", "pause", "resume", "clear_backoff")
         ),
         *(page("connectiontest_change", test.pk) for test in ConnectionTest.objects.all()),
         page("persistentagentmessage_change", message.pk),

@@ -28,7 +28,7 @@ from gobii_email.testing.smtp_server import ScriptedSmtpServer
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("doorbell")]
 PASSWORD = "pässwörd-S3cret"
 ADDRESS = "anna@sender.example"
-ACTS = ["test_smtp", "test_imap", "pause", "resume", "clear_backoff"]
+ACTS = ["test_smtp", "test_imap", "poll", "pause", "resume", "clear_backoff"]
 
 
 @pytest.fixture
