@@ -6,6 +6,7 @@ from gobii_email.admin.connections import ConnectionTestAdmin, MailHostAdmin
 from gobii_email.admin.limits import SendingLimitAdmin
 from gobii_email.admin.mailboxes import AccountAdmin
 from gobii_email.admin.messages import AttemptAdmin, MessageAdmin
+from gobii_email.admin.received import ReceivedMailAdmin
 from gobii_email.admin.suppressions import SuppressionAdmin
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "EndpointAdmin",
     "MailHostAdmin",
     "MessageAdmin",
+    "ReceivedMailAdmin",
     "SendingLimitAdmin",
     "SuppressionAdmin",
 ]

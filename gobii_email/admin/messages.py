@@ -103,6 +103,7 @@ class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
     newest = ("timestamp", "pk")
     list_display = [
         "subject_shown",
+        "direction",
         "from_address",
         "first_recipient",
         "latest_status",
@@ -146,6 +147,7 @@ class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
             latest_provider=Subquery(latest.values("provider")[:1]),
             first_address=Subquery(first.values("address")[:1]),
             recipient_count=Subquery(many.values("count")),
+            to_address=F("to_endpoint__address"),
         )
 
     def edge(self, before: datetime | None) -> datetime | None:
@@ -161,8 +163,14 @@ class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
     def subject_shown(self, message: PersistentAgentMessage) -> str:
         return message.subject[:80] or "(no subject)"
 
+    @admin.display(description="direction")
+    def direction(self, message: PersistentAgentMessage) -> str:
+        return "sent" if message.is_outbound else "received"
+
     @admin.display(description="to")
     def first_recipient(self, message: PersistentAgentMessage) -> str:
+        if not message.is_outbound:
+            return str(message.to_address or "–")
         others = (message.recipient_count or 0) - 1
         return f"{message.first_address or '–'}{f' and {others} more' if others > 0 else ''}"
 
@@ -198,6 +206,8 @@ class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
                 "frozen": frozen,
                 "raw_headers": preview.raw_headers(frozen) if frozen else "",
                 "attachments": message.attachments.all(),
+                "has_html": frozen is not None or bool((message.raw_payload or {}).get("chat_body_html_v1")),
+                "received_mails": message.received_mails.only("pk", "folder", "uid"),
                 "body_url": self.url_of("body", message.pk),
                 "acts": [
                     (act, self.url_of(act.name.replace("-", "_"), message.pk))
@@ -211,10 +221,9 @@ class MessageAdmin(ReadOnly, OwnPages, NewestAdmin):
         message = self.object_or_404(request, object_id)
         if not self.has_view_permission(request, message):
             raise Http404
-        frozen = FrozenMessage.objects.filter(message=message).first()
-        if frozen is None:
+        document = preview.document_of(message)
+        if document is None:
             raise Http404
-        document = preview.as_document(frozen)
         headers = {"Content-Security-Policy": document.policy, "Referrer-Policy": "no-referrer"}
         return HttpResponse(document.html, headers=headers)
 

@@ -138,7 +138,7 @@ class NewestList(ChangeList):
             raise IncorrectLookupParameters from None
 
     def _read(self, name: str, text: str) -> Any:
-        if name.endswith("timestamp"):
+        if name.endswith(("timestamp", "_at")):
             moment = parse_datetime(text)
             if moment is None or moment.tzinfo is None:
                 raise ValueError(text)

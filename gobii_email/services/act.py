@@ -64,7 +64,8 @@ ACTS = {
 
 
 def acts_for(message: PersistentAgentMessage) -> list[Act]:
-    return [act for act in ACTS.values() if message.latest_status in act.statuses]
+    """Those that make sense now; none about a message that was received."""
+    return [act for act in ACTS.values() if message.is_outbound and message.latest_status in act.statuses]
 
 
 def perform(act: Act, message: PersistentAgentMessage, *, by: str, default_transport: bool = False) -> str:

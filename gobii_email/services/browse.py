@@ -33,6 +33,7 @@ SEARCHED = 30_000
 """Among everybody's mail so many of the newest are looked at for what no index answers, such as failures."""
 WAITING = "waiting"
 """A filter of its own: queued or being sent."""
+SENT, RECEIVED = "sent", "received"
 
 _OPEN = {
     WAITING: (AttemptStatus.QUEUED, AttemptStatus.SENDING),
@@ -68,7 +69,11 @@ class Whose:
         return rows.filter(self.among("endpoint__owner_agent"))
 
     def messages(self) -> QuerySet[PersistentAgentMessage]:
-        return PersistentAgentMessage.objects.filter(self.among("owner_agent"), is_outbound=True)
+        """Those that were written here; what was received is in `correspondence` as well."""
+        return self.correspondence().filter(is_outbound=True)
+
+    def correspondence(self) -> QuerySet[PersistentAgentMessage]:
+        return PersistentAgentMessage.objects.filter(self.among("owner_agent"))
 
     def attempts(self) -> QuerySet[OutboundMessageAttempt]:
         return OutboundMessageAttempt.objects.filter(self.among("from_endpoint__owner_agent"))
@@ -79,8 +84,12 @@ class Whose:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which messages; what is empty asks for nothing. `account` is an endpoint's id, `agent` an agent's."""
+    """Which messages; what is empty asks for nothing. `account` is an endpoint's id, `agent` an agent's.
 
+    `direction` is SENT or RECEIVED. Only what was sent has a status, recipients and a transport to ask for.
+    """
+
+    direction: str = ""
     status: str = ""
     account: uuid.UUID | None = None
     agent: uuid.UUID | None = None
@@ -102,14 +111,20 @@ class Page:
     searched_back_to: datetime | None = None
 
 
+_LISTED = (
+    "timestamp", "is_outbound", "from_address", "to_endpoint__address", "subject", "latest_status",
+    "latest_error_message",
+)  # fmt: skip
+
+
 def messages(whose: Whose, wanted: Wanted, start: str = "", size: int = PAGE) -> Page:
     """A page of what is `wanted`, in three statements. Raises ValueError where no page begins at `start`."""
     older = _older_than(*_read(start)) if start else Q()
     edge = _edge(older) if whose.agent_ids is None and _is_searched(wanted) else None
-    rows = whose.messages().filter(older, _condition(wanted), Q(timestamp__gte=edge) if edge else Q())
+    rows = whose.correspondence().filter(older, _condition(wanted), Q(timestamp__gte=edge) if edge else Q())
     latest = OutboundMessageAttempt.objects.filter(message=OuterRef("pk")).order_by("-number")
     rows = rows.annotate(provider=Subquery(latest.values("provider")[:1]))
-    rows = rows.only("timestamp", "from_address", "subject", "latest_status", "latest_error_message")
+    rows = rows.select_related("to_endpoint").only(*_LISTED)
     found = list(rows.prefetch_related("recipients").order_by("-timestamp", "-pk")[: size + 1])
     if len(found) > size:
         return Page(found[:size], _written(found[size - 1].timestamp, found[size - 1].pk))
@@ -118,7 +133,8 @@ def messages(whose: Whose, wanted: Wanted, start: str = "", size: int = PAGE) ->
 
 def _is_searched(wanted: Wanted) -> bool:
     """Whether rows have to be looked at one by one to tell."""
-    return bool(wanted.transport) or (bool(wanted.status) and wanted.status not in _OPEN)
+    is_rare = bool(wanted.status) and wanted.status not in _OPEN
+    return bool(wanted.transport or wanted.direction) or is_rare
 
 
 def _edge(older: Q) -> datetime | None:
@@ -129,8 +145,11 @@ def _edge(older: Q) -> datetime | None:
 
 def _condition(wanted: Wanted) -> Q:
     condition = _status(wanted.status)
+    if wanted.direction:
+        condition &= Q(is_outbound=wanted.direction == SENT)
     if wanted.account:
-        condition &= Q(from_endpoint=wanted.account)
+        received = Q(to_endpoint=wanted.account, is_outbound=False)
+        condition &= Q(from_endpoint=wanted.account) | received
     if wanted.agent:
         condition &= Q(owner_agent=wanted.agent)
     if wanted.recipient:
@@ -149,7 +168,7 @@ def _status(status: str) -> Q:
     if status in _OPEN:
         open_attempts = OutboundMessageAttempt.objects.filter(status__in=_OPEN[status])
         return Q(pk__in=open_attempts.values("message"))
-    return Q(latest_status=status) if status else Q()
+    return Q(latest_status=status, is_outbound=True) if status else Q()
 
 
 def _attempted(**facts: object) -> Exists:

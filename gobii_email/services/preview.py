@@ -1,4 +1,4 @@
-"""A frozen message as somebody may look at it: its HTML in a document of its own, its headers, its bytes."""
+"""A message as somebody may look at it: its HTML in a document of its own, its headers, its bytes."""
 
 import base64
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ from email.message import EmailMessage
 from email.policy import default as modern
 from html import escape
 
-from gobii_email.domain.safe_html import safe_html
-from gobii_email.models import FrozenMessage
+from gobii_email.domain.inbound_mail import header_block
+from gobii_email.domain.safe_html import SafeHtml, safe_html
+from gobii_email.models import FrozenMessage, PersistentAgentMessage
 
 MAX_PICTURE_BYTES = 1_000_000
 MAX_SHOWN_BYTES = 60_000
@@ -34,9 +35,33 @@ class Document:
 def as_document(frozen: FrozenMessage) -> Document:
     """The HTML as its recipients get it, with its own pictures put in; it loads and runs nothing."""
     pictures = _pictures(frozen) if "cid:" in frozen.html.lower() else {}
-    safe = safe_html(frozen.html, pictures)
+    return _document(safe_html(frozen.html, pictures))
+
+
+def document_of(message: PersistentAgentMessage) -> Document | None:
+    """The HTML of a message, sent or received; None where it has none, or none yet."""
+    if message.is_outbound:
+        frozen = FrozenMessage.objects.filter(message=message).first()
+        return None if frozen is None else as_document(frozen)
+    # It was made safe when it was read, where that may take what it takes.
+    payload = message.raw_payload or {}
+    body = str(payload.get("chat_body_html_v1") or "")
+    return _document(SafeHtml(body, str(payload.get("chat_body_css") or ""))) if body else None
+
+
+def _document(safe: SafeHtml) -> Document:
     html = _DOCUMENT.format(css=safe.css, body=safe.body)
     return Document(html, _POLICY.format(css_hash=safe.css_hash))
+
+
+def received_headers(raw: bytes) -> str:
+    """The header fields of a mail as it was received."""
+    return header_block(raw).decode("utf-8", "replace")
+
+
+def received_raw(raw: bytes) -> str:
+    """The beginning of a mail as it was received."""
+    return raw[:MAX_SHOWN_BYTES].decode("utf-8", "replace")
 
 
 def raw_headers(frozen: FrozenMessage) -> str:

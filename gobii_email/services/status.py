@@ -1,5 +1,6 @@
 """What is known of a message, told from its rows: the status document, and why it has not gone out yet."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -7,8 +8,15 @@ from typing import Any
 from django.utils import timezone
 
 from gobii_email.domain.lifecycle import OPEN, AttemptStatus, MessageStatus
-from gobii_email.models import AgentEmailAccount, Lane, OutboundMessageAttempt, PersistentAgentMessage
-from gobii_email.services.follow import resend_at
+from gobii_email.models import (
+    AgentEmailAccount,
+    Lane,
+    OutboundMessageAttempt,
+    OutboundMessageEvent,
+    PersistentAgentMessage,
+    ReceivedMail,
+)
+from gobii_email.services.follow import resend_after
 from gobii_email.services.tell import clock_time
 from gobii_email.services.wait import wait_sentence
 
@@ -52,9 +60,13 @@ class TimelineEntry:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryStatus:
-    """The status document of CONTRACT.md, typed. `waiting_for` is a sentence, or None when it is over."""
+    """The status document of CONTRACT.md, typed. `waiting_for` is a sentence, or None when it is over.
+
+    `direction` is "outbound", or "inbound" of a message that was received: that has no attempts.
+    """
 
     message_id: str
+    direction: str
     rfc_message_id: str
     status: str
     subject: str
@@ -85,23 +97,57 @@ def _plain(value: Any) -> Any:
 
 def delivery_status(message: PersistentAgentMessage) -> DeliveryStatus:
     """Everything known of `message`, in five statements."""
+    if not message.is_outbound:
+        return _received(message)
     attempts = list(message.attempts.order_by("number"))
+    events = list(message.events.all())
     now = timezone.now()
     return DeliveryStatus(
         message_id=str(message.pk),
+        direction="outbound",
         rfc_message_id=message.rfc_message_id,
         status=message.latest_status,
         subject=message.subject,
         from_address=message.from_address,
         created_at=message.timestamp,
-        waiting_for=_waiting_for(message, attempts, now),
+        waiting_for=_waiting_for(message, attempts, events, now),
         recipients=[
             RecipientReport(row.address, row.kind, row.status, row.smtp_code, row.enhanced_status, row.reply)
             for row in message.recipients.all()
         ],
         attempts=[_report(attempt, attempts) for attempt in attempts],
-        timeline=[TimelineEntry(row.at, row.event, row.text) for row in message.events.all()],
+        timeline=[TimelineEntry(row.at, row.event, row.text) for row in events],
     )
+
+
+def _received(message: PersistentAgentMessage) -> DeliveryStatus:
+    address = message.to_endpoint.address if message.to_endpoint else ""
+    return DeliveryStatus(
+        message_id=str(message.pk),
+        direction="inbound",
+        rfc_message_id=message.rfc_message_id,
+        status=message.latest_status,
+        subject=message.subject,
+        from_address=message.from_address,
+        created_at=message.timestamp,
+        waiting_for=None,
+        recipients=[RecipientReport(address, "to", message.latest_status, None, "", "")] if address else [],
+        attempts=[],
+        timeline=[entry for mail in message.received_mails.defer("raw") for entry in _story(mail)],
+    )
+
+
+def _story(mail: ReceivedMail) -> Iterator[TimelineEntry]:
+    if mail.internal_at:
+        yield TimelineEntry(mail.internal_at, "arrived", f"Arrived in {mail.folder} (UID {mail.uid}).")
+    yield TimelineEntry(mail.stored_at, "stored", f"Fetched, {mail.size:,} bytes.")
+    if mail.read_at:
+        written = "by a program" if mail.is_automated else "by a person, as far as its header tells"
+        proven = f"the check of its sender: {mail.get_authentication_display().lower()}"
+        text = f"Taken in: written {written}; {proven}. {mail.reason}".strip()
+        yield TimelineEntry(mail.read_at, "received", text)
+    if mail.announced_at:
+        yield TimelineEntry(mail.announced_at, "announced", "The agent was told.")
 
 
 def _report(attempt: OutboundMessageAttempt, attempts: list[OutboundMessageAttempt]) -> AttemptReport:
@@ -127,7 +173,10 @@ def _report(attempt: OutboundMessageAttempt, attempts: list[OutboundMessageAttem
 
 
 def _waiting_for(
-    message: PersistentAgentMessage, attempts: list[OutboundMessageAttempt], now: datetime
+    message: PersistentAgentMessage,
+    attempts: list[OutboundMessageAttempt],
+    events: list[OutboundMessageEvent],
+    now: datetime,
 ) -> str | None:
     attempt = next((found for found in attempts if found.status in OPEN), None)
     if attempt is None:
@@ -136,7 +185,12 @@ def _waiting_for(
         case AttemptStatus.SENDING:
             return "A worker is sending it right now."
         case AttemptStatus.IN_DOUBT:
-            return f"In doubt whether the server has it: {attempt.error_message} {_doubt_ends(attempt, now)}"
+            doubts = [row.at for row in events if row.event == AttemptStatus.IN_DOUBT]
+            again = None
+            if doubts and attempt is attempts[-1]:
+                again = resend_after(message, doubts[-1], len(doubts) - 1)
+            ends = _doubt_ends(attempt, again, now)
+            return f"In doubt whether the server has it: {attempt.error_message} {ends}"
     if attempt.not_before > now:
         return _not_yet(attempt, attempts, now)
     if attempt.held_reason and attempt.due_at is not None and attempt.due_at > now:
@@ -166,8 +220,7 @@ def _not_yet(attempt: OutboundMessageAttempt, attempts: list[OutboundMessageAtte
     return f"Attempt {attempt.number} follows at {when}, because: {why}"
 
 
-def _doubt_ends(attempt: OutboundMessageAttempt, now: datetime) -> str:
-    again = resend_at(attempt)
+def _doubt_ends(attempt: OutboundMessageAttempt, again: datetime | None, now: datetime) -> str:
     if again is not None and attempt.due_at is not None:
         return f"It is sent again at {clock_time(max(again, attempt.due_at), now)} unless evidence comes."
     if attempt.due_at is not None:

@@ -30,7 +30,7 @@ def test_the_document_has_every_field_of_the_contract(message):
     assert answer.code == 0
     document = answer.document
     assert set(document) == {
-        "message_id", "rfc_message_id", "status", "subject", "from", "created_at", "waiting_for",
+        "message_id", "direction", "rfc_message_id", "status", "subject", "from", "created_at", "waiting_for",
         "recipients", "attempts", "timeline",
     }  # fmt: skip
     assert document["message_id"] == str(message.pk)

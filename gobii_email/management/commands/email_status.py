@@ -60,14 +60,16 @@ def event_line(at: Any, text: str) -> str:
 def as_text(status: DeliveryStatus, *, with_timeline: bool = True) -> str:
     """The status document for people."""
     lines = [
-        f"{status.message_id}  {status.status}",
+        f"{status.message_id}  {status.status if status.direction == 'outbound' else 'received'}",
         f"  subject     {printable(status.subject)}",
         f"  from        {printable(status.from_address)}",
         f"  Message-ID  {printable(status.rfc_message_id)}",
     ]
     if status.waiting_for:
         lines.append(f"  {printable(status.waiting_for)}")
-    lines += ["", "recipients", *_recipient_lines(status), "", "attempts", *_attempt_lines(status)]
+    lines += ["", "recipients", *_recipient_lines(status)]
+    if status.direction == "outbound":
+        lines += ["", "attempts", *_attempt_lines(status)]
     if with_timeline:
         lines += ["", "timeline", *(event_line(entry.at, entry.text) for entry in status.timeline)]
     return "\n".join(lines)
