@@ -28,7 +28,7 @@ from gobii_email.services.accounts import InvalidAccount, edit_account, save_acc
 
 SENDING = ["smtp_host", "smtp_port", "smtp_security", "smtp_auth", "smtp_username"]
 RECEIVING = ["imap_host", "imap_port", "imap_security", "imap_auth", "imap_username"]
-FOLDER = ["imap_folder", "poll_interval_sec"]
+FOLDER = ["imap_folder", "poll_interval_sec", "imap_idle_enabled", "copies_to_sent"]
 LIMITS = ["per_minute", "per_hour", "per_day", "max_connections", "messages_per_connection", "pool_ttl"]
 LIMITS_NOTE = (
     "Recipients in any minute, hour and day; from the next look on. Empty means the provider's limit, or a"
@@ -41,6 +41,8 @@ LABELS = {
     "is_inbound_enabled": "Receiving is enabled",
     "imap_folder": "Folder",
     "poll_interval_sec": "Seconds between polls",
+    "imap_idle_enabled": "Watch for new mail (IDLE)",
+    "copies_to_sent": "File copies in Sent",
     **{
         f"{side}_{part}": part.capitalize()
         for side in ("smtp", "imap")

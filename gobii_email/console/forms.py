@@ -125,6 +125,7 @@ _SIDE_LABELS = {
     "username": "User name",
 }
 SIDES = {"smtp": "Sending (SMTP)", "imap": "Receiving (IMAP)"}
+_FOLDER = ("imap_folder", "poll_interval_sec", "imap_idle_enabled", "copies_to_sent")
 LIMITS = ("per_minute", "per_hour", "per_day", "max_connections", "messages_per_connection", "pool_ttl")
 
 
@@ -139,12 +140,15 @@ class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
         model = AgentEmailAccount
         fields = [
             *(f"{side}_{part}" for side in SIDES for part in _SIDE_LABELS),
-            *("imap_folder", "poll_interval_sec", *LIMITS),
+            *_FOLDER,
+            *LIMITS,
         ]
         labels = {
             **{f"{side}_{part}": label for side in SIDES for part, label in _SIDE_LABELS.items()},
             "imap_folder": "Folder",
             "poll_interval_sec": "Seconds between polls",
+            "imap_idle_enabled": "Watch for new mail",
+            "copies_to_sent": "File copies in Sent",
             "per_minute": "Recipients a minute",
             "per_hour": "Recipients an hour",
             "per_day": "Recipients a day",
@@ -152,7 +156,11 @@ class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
             "messages_per_connection": "Messages on one connection",
             "pool_ttl": "Seconds a connection is kept",
         }
-        help_texts = {"pool_ttl": ""}
+        help_texts = {
+            "pool_ttl": "",
+            "imap_idle_enabled": "Where the server tells of it (IDLE), new mail is read at once.",
+            "copies_to_sent": "For servers that do not do so themselves.",
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -184,7 +192,7 @@ class SettingsForm(forms.ModelForm):  # type: ignore[type-arg]
             self.add_error(field if is_shown else None, text)
 
     def side(self, name: str) -> list[forms.BoundField]:
-        more = ("imap_folder", "poll_interval_sec") if name == "imap" else ()
+        more = _FOLDER if name == "imap" else ()
         return [
             self[field] for field in (*(f"{name}_{part}" for part in _SIDE_LABELS), f"{name}_password", *more)
         ]

@@ -19,6 +19,8 @@ from gobii_email.domain.quotas import LIMITS, LONGEST_POOL_TTL, MOST
 from gobii_email.domain.secret import Secret
 
 MAX_SECRET_CHARACTERS = 8192
+LONGEST_POLL_INTERVAL = 86_400
+"""Seconds."""
 _HOST = re.compile(r"[^\s/@:?#\[\]\\<>\x00-\x1f\x7f\ud800-\udfff]{1,253}")
 # Half characters too, which nothing can store or send, and what turns the direction of text.
 _UNPRINTABLE = re.compile(
@@ -157,6 +159,21 @@ def _whole_number(value: object, least: int, most: int, hint: str) -> int:
     return value
 
 
+def yes_or_no(value: object) -> bool:
+    """true or false. Raises Unfit."""
+    if not isinstance(value, bool):
+        raise Unfit("it is neither true nor false.", "Write true or false, without quotation marks.")
+    return value
+
+
+def poll_seconds(value: object) -> int:
+    """How often a mailbox is polled. Raises Unfit."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 30 <= value <= LONGEST_POLL_INTERVAL:
+        remedy = f"Give a whole number of seconds from 30 to {LONGEST_POLL_INTERVAL:,}."
+        raise Unfit("it is not the time between two polls.", remedy)
+    return value
+
+
 def moment(value: object) -> datetime:
     """A moment with its time zone. Raises Unfit."""
     try:
@@ -196,10 +213,23 @@ _SECURITY = one_of("ssl", "starttls", "none")
 _SERVER = {"host": host_name, "port": port, "security": _SECURITY, "username": text, "password": secret}
 _SECTIONS: Mapping[str, Mapping[str, Callable[[object], Any]]] = {
     "smtp": {**_SERVER, "auth": one_of("plain", "login", "oauth2", "none")},
-    "imap": {**_SERVER, "auth": one_of("login", "oauth2", "none"), "folder": text},
+    "imap": {
+        **_SERVER,
+        "auth": one_of("login", "oauth2", "none"),
+        "folder": text,
+        "copies_to_sent": yes_or_no,
+        "idle": yes_or_no,
+        "poll_interval": poll_seconds,
+    },
     "limits": {**dict.fromkeys(LIMITS, limit), "pool_ttl": idle_seconds},
     "oauth": {"provider": text, "access_token": secret, "refresh_token": secret, "expires_at": moment},
 }
+FIELDS = {
+    "imap.copies_to_sent": "copies_to_sent",
+    "imap.idle": "imap_idle_enabled",
+    "imap.poll_interval": "poll_interval_sec",
+}
+"""Keys that are not called like the account's own field."""
 _PLAIN = {"agent": text, "address": _address, "display_name": _display_name}
 
 
@@ -221,7 +251,7 @@ def read_document(document: object) -> AccountDocument:
     if document.get("address") is None:
         problems.append(Problem("address", "it is missing.", "Give the mailbox's e-mail address."))
     changes = {
-        f"{name}_{key}": value
+        FIELDS.get(f"{name}.{key}", f"{name}_{key}"): value
         for name in ("smtp", "imap")
         for key, value in sections.get(name, {}).items()
         if key != "password"

@@ -292,6 +292,8 @@ class AgentEmailAccount(models.Model):
 
     def clean(self) -> None:
         errors = self._endpoint_errors() | self._outbound_errors() | self._inbound_errors()
+        if self.copies_to_sent and not self.imap_host:
+            errors["copies_to_sent"] = "Filing copies needs the settings for receiving (IMAP); fill them in."
         if errors:
             raise ValidationError(errors)
 

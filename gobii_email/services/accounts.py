@@ -11,9 +11,11 @@ from uuid import UUID
 
 from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 from django.db import transaction
+from django.utils import timezone
 
 from gobii_email.conf import config
 from gobii_email.domain.account_document import (
+    FIELDS,
     AccountDocument,
     InvalidAccount,
     OAuthTokens,
@@ -34,7 +36,7 @@ from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentEmailEndpoint,
 )
-from gobii_email.services import hold, poll_schedule
+from gobii_email.services import hold, learn, poll_schedule
 from gobii_email.services.renew import revoke
 
 __all__ = [
@@ -147,7 +149,7 @@ def _agent(wanted: AccountDocument, problems: list[Problem]) -> PersistentAgent 
 
 def _account_of(endpoint: PersistentAgentCommsEndpoint) -> AgentEmailAccount:
     stored = AgentEmailAccount.objects.select_for_update().filter(endpoint=endpoint.pk).first()
-    return stored or AgentEmailAccount(endpoint=endpoint)
+    return stored or AgentEmailAccount(endpoint=endpoint, imap_idle_enabled=True)
 
 
 def _with_defaults(wanted: AccountDocument, account: AgentEmailAccount) -> Mapping[str, object]:
@@ -182,6 +184,9 @@ def _first_of_each_field(problems: Iterable[Problem]) -> Sequence[Problem]:
 
 def _key(field: str) -> str:
     """The document's key for one of the account's fields: `smtp_host` is `smtp.host`."""
+    for key, name in FIELDS.items():
+        if field == name:
+            return key
     side, _, rest = field.partition("_")
     if side in SIDES:
         return f"{side}.{rest}"
@@ -251,7 +256,8 @@ def edit_account(
 def save_account(account: AgentEmailAccount, changed: Iterable[str]) -> None:
     """Writes a new account, or the `changed` fields alone: health and holds may have moved meanwhile.
 
-    Mail that waited wakes up when sending was switched on, and polls follow the settings for receiving.
+    Mail that waited wakes up when sending was switched on, polls follow the settings for receiving, and what
+    was learned of other servers is forgotten.
     """
     changed = set(changed)
     if account._state.adding:
@@ -261,6 +267,7 @@ def save_account(account: AgentEmailAccount, changed: Iterable[str]) -> None:
     if account.is_outbound_enabled and SIDES["smtp"] in changed:
         hold.wake(account.endpoint_id)
     poll_schedule.reschedule(account, changed)
+    learn.forget_habit(account, changed, timezone.now())
 
 
 def _former(account: AgentEmailAccount, values: Mapping[str, object]) -> AgentEmailAccount:

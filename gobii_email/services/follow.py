@@ -66,7 +66,7 @@ def doubt_due_at(attempt: OutboundMessageAttempt, now: datetime) -> datetime | N
     """
     message = attempt.message
     earlier = message.events.filter(event=AttemptStatus.IN_DOUBT).count()
-    at = _resend_after(message, now, earlier)
+    at = resend_after(message, now, earlier)
     account = getattr(attempt.from_endpoint, "agentemailaccount", None) if attempt.from_endpoint else None
     if account is None or not message.had_account:
         return at
@@ -85,16 +85,18 @@ def resend_at(attempt: OutboundMessageAttempt) -> datetime | None:
     """When a doubt ends by itself: only where the message says resend, lives long enough, and was not sent
     again already.
     """
-    if is_followed(attempt):
+    if attempt.message.on_doubt != OnDoubt.RESEND or is_followed(attempt):
         return None
     began = doubt_began(attempt)
     earlier = attempt.message.events.filter(event=AttemptStatus.IN_DOUBT, at__lt=began)
-    return _resend_after(attempt.message, began, earlier.count())
+    return resend_after(attempt.message, began, earlier.count())
 
 
-def _resend_after(message: PersistentAgentMessage, began: datetime, earlier: int) -> datetime | None:
-    """Each further doubt about a message doubles the wait: a server that takes mail and never says so would
-    otherwise be given a copy every quarter of an hour.
+def resend_after(message: PersistentAgentMessage, began: datetime, earlier: int) -> datetime | None:
+    """When a message is sent again whose doubt `began` after `earlier` others, if it asks for that.
+
+    Each further doubt doubles the wait: a server that takes mail and never says so would otherwise be given a
+    copy every quarter of an hour.
     """
     if message.on_doubt != OnDoubt.RESEND:
         return None

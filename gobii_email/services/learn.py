@@ -199,3 +199,9 @@ def forget_habit(account: AgentEmailAccount, changed: Iterable[str], now: dateti
     if _ROUTE & set(changed):
         SentCopy.objects.filter(endpoint=account.pk, is_doubtful=False).delete()
         Mailbox.objects.filter(pk=account.pk).update(sent_seen_until=now)
+
+
+def latest_trouble(account: AgentEmailAccount) -> str:
+    """Why the newest copy could not be looked for or filed, "" where all is well."""
+    newest = SentCopy.objects.filter(endpoint=account.pk, is_doubtful=False).order_by("-since").first()
+    return "" if newest is None else newest.reason

@@ -6,6 +6,7 @@ Passwords come in the document alone, never as an argument, and are never shown.
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from django.utils import timezone
 from gobii_email.management.account_discovery import show_discovery
 from gobii_email.management.mailbox_test import MailboxTest
 from gobii_email.management.terminal import EmailCommand, length_of_time
-from gobii_email.models import AgentEmailAccount
-from gobii_email.services import accounts, hold
+from gobii_email.models import AgentEmailAccount, Mailbox
+from gobii_email.services import accounts, hold, learn
 
 _LIMITS = ("per_minute", "per_hour", "per_day", "max_connections", "messages_per_connection", "pool_ttl")
 
@@ -29,7 +30,15 @@ def account_document(account: AgentEmailAccount) -> dict[str, object]:
         "agent": account.endpoint.owner_agent and account.endpoint.owner_agent.name,
         "agent_id": account.endpoint.owner_agent_id,
         "smtp": _server(account, "smtp"),
-        "imap": {**_server(account, "imap"), "folder": account.imap_folder},
+        "imap": {
+            **_server(account, "imap"),
+            "folder": account.imap_folder,
+            "copies_to_sent": account.copies_to_sent,
+            "poll_interval": account.poll_interval_sec,
+            "idle": account.imap_idle_enabled,
+            "last_polled_at": account.last_polled_at,
+            **_mailbox(account),
+        },
         "limits": {name: getattr(account, name) for name in _LIMITS},
         "is_outbound_enabled": account.is_outbound_enabled,
         "is_inbound_enabled": account.is_inbound_enabled,
@@ -38,6 +47,18 @@ def account_document(account: AgentEmailAccount) -> dict[str, object]:
         "state_until": account.state_until,
         "connection_last_ok_at": account.connection_last_ok_at,
         "connection_error": account.connection_error,
+    }
+
+
+def _mailbox(account: AgentEmailAccount) -> dict[str, object]:
+    """What keeps the mailbox from being polled, or from being watched."""
+    mailbox: Mailbox | None = getattr(account, "mailbox", None)
+    if mailbox is None:
+        return {}
+    return {
+        "backoff_until": account.backoff_until,
+        "held": mailbox.hold_reason,
+        "watch_problem": mailbox.watch_problem if account.imap_idle_enabled else "",
     }
 
 
@@ -70,10 +91,16 @@ def _directions(account: AgentEmailAccount) -> dict[str, bool]:
     return {"outbound": account.is_outbound_enabled, "inbound": account.is_inbound_enabled}
 
 
-def account_text(account: AgentEmailAccount) -> str:
+def sent_mail_document(account: AgentEmailAccount) -> dict[str, object]:
+    """What was learned of the account's Sent folder, and the last trouble with it."""
+    habit = learn.habit_of(account, timezone.now())
+    return {"habit": habit.sentence(), "trouble": learn.latest_trouble(account)}
+
+
+def document_text(document: Mapping[str, object]) -> str:
     """The document as indented lines, empty values left out."""
     lines = []
-    for name, value in account_document(account).items():
+    for name, value in document.items():
         rows = value.items() if isinstance(value, dict) else [("", value)]
         lines += [
             f"{f'{name} {row}'.strip():<24} {_shown(found)}" for row, found in rows if found not in (None, "")
@@ -161,14 +188,17 @@ class Command(EmailCommand):
 
     def _list(self, options: dict[str, Any]) -> None:
         found = list(
-            AgentEmailAccount.objects.select_related("endpoint__owner_agent").order_by("endpoint__address")
+            AgentEmailAccount.objects.select_related("endpoint__owner_agent", "mailbox").order_by(
+                "endpoint__address"
+            )
         )
         lines = [account_line(account) for account in found] or ["No accounts yet."]
         self.answer([account_document(account) for account in found], self.is_json, "\n".join(lines))
 
     def _show(self, options: dict[str, Any]) -> None:
         account = self._account(options)
-        self.answer(account_document(account), self.is_json, account_text(account))
+        document = account_document(account) | {"sent_mail": sent_mail_document(account)}
+        self.answer(document, self.is_json, document_text(document))
 
     def _pause(self, options: dict[str, Any]) -> None:
         account = self._account(options)
