@@ -147,6 +147,32 @@ def new_key(key_id: str | None = None) -> str:
     return f"{key_id}:{base64.b64encode(os.urandom(_KEY_BYTES)).decode()}"
 
 
+def with_last(key_ring: Secret, entry: Secret) -> Secret:
+    """The ring with a further key, which all can read with and none encrypts with."""
+    return Secret(",".join([*_entries(key_ring), entry.reveal()]))
+
+
+def with_first(key_ring: Secret, key_id: str) -> Secret:
+    """The ring with its key `key_id` first. Raises KeyRingError where it has none of that name."""
+    entries = _entries(key_ring)
+    chosen = [entry for entry in entries if _key_id_of(entry) == key_id]
+    if not chosen:
+        raise KeyRingError(f"GOBII_ENCRYPTION_KEY has no key of that name; it has {_key_ids(entries)}.")
+    return Secret(",".join(chosen + [entry for entry in entries if entry not in chosen]))
+
+
+def _entries(key_ring: Secret) -> list[str]:
+    return [entry.strip() for entry in key_ring.reveal().split(",")]
+
+
+def _key_id_of(entry: str) -> str:
+    return entry.partition(":")[0].strip()
+
+
+def _key_ids(entries: list[str]) -> str:
+    return ", ".join(map(_key_id_of, entries))
+
+
 def _opaque(value: Secret | str) -> Secret:
     return value if isinstance(value, Secret) else Secret(value)
 

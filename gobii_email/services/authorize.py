@@ -231,9 +231,7 @@ def _used(state: str, user: User, provider: str | None, account: AgentEmailAccou
 
 def _request_of(row: OAuthRequest) -> SignInRequest:
     try:
-        verifier = SecretsEncryption.from_settings().decrypt(
-            row.verifier_encrypted, _context(row.account_id, row.provider)
-        )
+        verifier = read_verifier(row)
     except SecretUnreadable:
         text = "This sign-in was begun with another encryption key. Begin again."
         raise AuthorizationRefused("verifier", text) from None
@@ -433,6 +431,18 @@ def _id_of(user: User) -> Any:
 
 def _digest(state: str) -> str:
     return hashlib.sha256(state.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read_verifier(row: OAuthRequest) -> Secret:
+    """The verifier of a sign-in under way. Raises SecretUnreadable."""
+    context = _context(row.account_id, row.provider)
+    return SecretsEncryption.from_settings().decrypt(row.verifier_encrypted, context)
+
+
+def write_verifier(row: OAuthRequest, verifier: Secret) -> None:
+    """Encrypts `verifier` for `row`, which is not saved."""
+    context = _context(row.account_id, row.provider)
+    row.verifier_encrypted = SecretsEncryption.from_settings().encrypt(verifier, context)
 
 
 def _context(account_id: object, provider: str) -> SecretContext:
