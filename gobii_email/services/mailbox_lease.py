@@ -81,7 +81,9 @@ class MailboxLease:
 
 def take(account_id: uuid.UUID, now: datetime, *, is_asked_for: bool) -> MailboxLease | None:
     """The mailbox, if nobody has it, and if it is due, or a person asked for it whatever it waits for."""
-    mailbox = Mailbox.objects.filter(pk=account_id).only("due_at", "look_at").first()
+    mailbox = Mailbox.objects.filter(pk=account_id).only("due_at").first()
+    if mailbox is None and is_asked_for:
+        mailbox, _ = Mailbox.objects.get_or_create(account_id=account_id)
     if mailbox is None:
         return None
     rows = Mailbox.objects.filter(Q(lease_until__isnull=True) | Q(lease_until__lte=now), pk=account_id)
