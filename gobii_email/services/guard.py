@@ -16,7 +16,7 @@ from gobii_email.models import AgentEmailAccount, PersistentAgentMessage
 SETTINGS = (
     *("smtp_host", "smtp_port", "smtp_security", "smtp_auth", "smtp_username", "smtp_password_encrypted"),
     *("imap_host", "imap_port", "imap_security", "imap_auth", "imap_username", "imap_password_encrypted"),
-    *("imap_folder", "poll_interval_sec", "per_minute", "per_hour", "per_day"),
+    *("imap_folder", "poll_interval_sec", "imap_idle_enabled", "per_minute", "per_hour", "per_day"),
     *("max_connections", "messages_per_connection", "pool_ttl"),
 )
 STATE = ("state", "state_reason", "state_until", "is_outbound_enabled", "is_inbound_enabled")

@@ -15,6 +15,7 @@ from django.utils import timezone
 from gobii_email.models import AgentEmailAccount, Mailbox, PersistentAgent, PersistentAgentCommsEndpoint
 from gobii_email.ports import NotWatched
 from gobii_email.services import enlist, watch
+from gobii_email.services.accounts import InvalidAccount, apply_account
 from gobii_email.services.enlist import watchable
 from gobii_email.services.poll_schedule import POLL_MAILBOX, poll_for_news
 from gobii_email.services.watch import Watcher, pause_after
@@ -231,6 +232,19 @@ def test_only_mailboxes_that_ask_for_it_and_may_be_read_are_watched(settings: An
     settings.IMAP_IDLE_ENABLED = "1"
     settings.BYO_EMAIL_ENABLED = "0"
     assert addresses() == set()
+
+
+def test_a_mailbox_that_is_connected_asks_to_be_watched_unless_it_says_otherwise(db: None) -> None:
+    document = {"agent": "Ada", "address": "ada@agents.example"}
+    imap = {"host": "localhost", "username": "ada", "password": PASSWORD}
+    account = apply_account({**document, "imap": imap})
+    assert account.imap_idle_enabled and account.poll_interval_sec == 120
+    account = apply_account({**document, "imap": {"idle": False, "poll_interval": 300}})
+    assert not account.imap_idle_enabled and account.poll_interval_sec == 300
+    assert not apply_account(document).imap_idle_enabled
+    for wrong in ({"idle": "yes"}, {"idle": 1}, {"poll_interval": 29}, {"poll_interval": True}):
+        with pytest.raises(InvalidAccount, match=rf"imap\.{next(iter(wrong))}: "):
+            apply_account({**document, "imap": wrong})
 
 
 def fingerprint_by_token(account: AgentEmailAccount) -> str:
