@@ -156,7 +156,7 @@ def _end_found(copy: SentCopy, found: Copy, now: datetime) -> None:
     place = f'"{found.folder}" (UIDVALIDITY {found.uid_validity}, UID {found.uid})'
     evidence = f"Found in {place}, filed at {clock_time(found.filed_at, now)}: the server has it."
     if resolve(copy.attempt, Move.FOUND, evidence=evidence, now=now):
-        logger.info("doubt.found", extra=_facts(copy))
+        logger.info("doubt.found", extra={"attempt_id": str(copy.attempt_id)})
     copy.state, copy.found_at, copy.look_at = State.FOUND, now, None
     copy.lag_seconds = max((found.filed_at - copy.since).total_seconds(), 0)
     copy.folder, copy.uid_validity, copy.uid = found.folder, found.uid_validity, found.uid
@@ -194,7 +194,7 @@ def _end_absent(copy: SentCopy, habit: Habit, age: timedelta, now: datetime) -> 
     # A doubt that came back is about a mail that was sent again since, and that came to nothing.
     move = Move.GIVEN_UP if is_followed(copy.attempt) else Move.ABSENT
     if resolve(copy.attempt, move, evidence=evidence, now=now):
-        logger.info("doubt.absent", extra=_facts(copy))
+        logger.info("doubt.absent", extra={"attempt_id": str(copy.attempt_id)})
     copy.state, copy.look_at = State.ABSENT, None
 
 
@@ -222,10 +222,6 @@ def _say(copy: SentCopy, attempt: OutboundMessageAttempt, text: str, now: dateti
     if copy.reason != text:
         copy.reason = text
         tell([event(attempt, "looked", text, at=now)])
-
-
-def _facts(copy: SentCopy) -> dict[str, object]:
-    return {"attempt_id": str(copy.attempt_id), "looks": copy.looks}
 
 
 def is_still_doubtful(copy: SentCopy) -> bool:

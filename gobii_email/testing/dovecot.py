@@ -39,7 +39,7 @@ mail_location = maildir:{mail}/%u:LAYOUT=fs
 namespace inbox {{
   inbox = yes
   separator = /
-}}
+{marked}}}
 passdb {{
   driver = passwd-file
   args = scheme=PLAIN username_format=%u {here}/users
@@ -101,6 +101,7 @@ class RealDovecot(OwnedServer):
     it cannot run. The doors are `starttls` and `implicit`; at `sasl` a Postfix can ask who may log in. With
     `mail`, the mailboxes are those maildirs of somebody else's below that directory, by address. With
     `introspects_at`, the URL of an issuer that is asked about them, tokens are taken by their `mechanisms`.
+    `marked` folders, which are made too, have a special use, such as `\\Sent`.
     """
 
     name = "dovecot"
@@ -113,6 +114,7 @@ class RealDovecot(OwnedServer):
         mechanisms: Sequence[str] = ("plain", "login"),
         mail: Path | None = None,
         introspects_at: str = "",
+        marked: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         if not Path(_PROGRAM).exists():
@@ -125,6 +127,7 @@ class RealDovecot(OwnedServer):
         self._mechanisms = mechanisms
         self._mail = mail
         self._introspects_at = introspects_at
+        self._marked = dict(marked or {})
         self.ports: dict[str, int] = {}
 
     @property
@@ -178,7 +181,7 @@ class RealDovecot(OwnedServer):
             shutil.chown(path, _OWNER)
 
     def _make_mailbox(self, mailbox: Path) -> None:
-        for folder in ("", *(encode(name).decode() for name in self._folders)):
+        for folder in ("", *(encode(name).decode() for name in (*self._folders, *self._marked))):
             for part in ("cur", "new", "tmp"):
                 (mailbox / folder / part).mkdir(parents=True)
 
@@ -189,6 +192,10 @@ class RealDovecot(OwnedServer):
             "mail": self._mail or self.directory / "mail",
             "mechanisms": " ".join(self._mechanisms),
             "tokens": _TOKENS.format(here=self.directory) if self._introspects_at else "",
+            "marked": "".join(
+                f'  mailbox "{name}" {{\n    special_use = {use}\n  }}\n'
+                for name, use in self._marked.items()
+            ),
             "uid": owner.pw_uid,
             "gid": owner.pw_gid,
         }
