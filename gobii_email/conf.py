@@ -95,6 +95,18 @@ def name_servers(text: str) -> tuple[tuple[str, int], ...]:
     return tuple(_name_server(part.strip()) for part in text.split(",") if part.strip())
 
 
+def listener(text: str) -> tuple[str, int] | None:
+    """`9464`, `0.0.0.0:9464` or `[::]:9464`: (address, port); loopback where only the port is named."""
+    if not text:
+        return None
+    if text.isdigit():
+        text = f"127.0.0.1:{text}"
+    host, _, port = text.rpartition(":")
+    if not 1 <= number(port) <= 65535:
+        raise ValueError("ports are numbers from 1 to 65535")
+    return str(ip_address(host.strip("[]"))), number(port)
+
+
 def _name_server(text: str) -> tuple[str, int]:
     try:
         return str(ip_address(text)), 53
@@ -311,6 +323,21 @@ class Config:
     )
     proxies: int = setting(
         "GOBII_PROXIES", number, "0", "reverse proxies before `web`, each of which adds to X-Forwarded-For"
+    )
+    metrics_dir: str = setting(
+        "GOBII_METRICS_DIR", str, "", "where processes add up counts; empty: `metrics` under GOBII_VAR"
+    )
+    metrics_token: Secret = setting(
+        "METRICS_TOKEN", Secret, "", "bearer token for `/metrics`, beside the session of a staff member"
+    )
+    metrics_port: tuple[str, int] | None = setting(
+        "GOBII_METRICS_PORT",
+        listener,
+        "",
+        "`[address:]port`, loopback unless named, where workers and dispatchers show `/metrics`",
+    )
+    heartbeat_file: str = setting(
+        "GOBII_HEARTBEAT_FILE", str, "", "a file that a worker touches every 10 s while it takes tasks"
     )
     public_url: str = setting("PUBLIC_URL", str, "http://127.0.0.1:8000", "where people reach this service")
     google_client_id: str = setting(

@@ -134,6 +134,7 @@ STATIC_ROOT = VAR / "static"
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG
 MEDIA_ROOT = VAR / "media"
+GOBII_METRICS_DIR = read_text("GOBII_METRICS_DIR") or str(VAR / "metrics")
 
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = PUBLIC_URL.startswith("https://")
 SESSION_COOKIE_AGE = int(timedelta(hours=12).total_seconds())

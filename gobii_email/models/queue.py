@@ -52,13 +52,14 @@ class Work:
     cc_count: int
     size: int
     mime: bytes | None
+    not_before: datetime | None = None
     token: uuid.UUID = uuid.UUID(int=0)
 
 
 _COLUMNS = (
     "a.id, a.message_id, a.number, a.addresses, a.held_code, a.expires_at, m.had_account, m.from_address, "
     "m.owner_agent_id, m.traceparent, f.to_count, f.cc_count, f.size, "
-    f"CASE WHEN f.size <= {LOADED_AT_ONCE} THEN f.mime END"
+    f"CASE WHEN f.size <= {LOADED_AT_ONCE} THEN f.mime END, a.not_before"
 )
 
 
@@ -106,7 +107,7 @@ def _claim_postgres(wanted: Claim) -> list[Work]:
             UPDATE {A} AS x SET status = '{SENDING}', lease_token = %s, lease_owner = %s, started_at = %s,
                 due_at = %s, stage = '', marked_at = NULL
             FROM (SELECT * FROM first UNION ALL SELECT * FROM second LIMIT {most}) AS p WHERE x.id = p.id
-            RETURNING x.id, x.message_id, x.number, x.addresses, x.held_code, x.expires_at,
+            RETURNING x.id, x.message_id, x.number, x.addresses, x.held_code, x.expires_at, x.not_before,
                 p.due_at AS was_due, p.priority
         ),
         m AS (
@@ -157,7 +158,7 @@ def _claim_sqlite(wanted: Claim) -> list[Work]:
 def _from_sqlite(row: Sequence[Any]) -> Work:
     return Work(
         uuid.UUID(row[0]), uuid.UUID(row[1]), row[2], json.loads(row[3]), row[4], _moment(row[5]),
-        bool(row[6]), row[7], uuid.UUID(row[8]) if row[8] else None, row[9], *row[10:],
+        bool(row[6]), row[7], uuid.UUID(row[8]) if row[8] else None, row[9], *row[10:14], _moment(row[14]),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from django.utils import timezone
 
-from gobii_email import wiring
+from gobii_email import metrics, wiring
 from gobii_email.conf import config
 from gobii_email.domain.classification import AccountState, Scope, read_reply
 from gobii_email.domain.judgement import judge
@@ -74,6 +74,7 @@ class AccountTurn:
         try:
             self._run_within_limits(now)
         except LimiterUnavailable:
+            metrics.LIMITER_UNAVAILABLE.inc()
             reason = "The rate counters (Redis) do not answer, and nothing is sent without them."
             self._wait("limiter_away", reason, now + config().breaker_pause, now)
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 
 from django.db import transaction
 from django.db.models.functions import Coalesce, Least
 
+from gobii_email import metrics
 from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus, Move, RecipientStatus, after
 from gobii_email.models import OutboundMessageAttempt, OutboundMessageRecipient, PersistentAgentMessage
 from gobii_email.models.queue import Work
+from gobii_email.services import measure
 from gobii_email.services.follow import refresh_message
 from gobii_email.services.tell import clock_time, event, tell
 
@@ -40,6 +43,7 @@ def postpone(works: Sequence[Work], code: str, reason: str, until: datetime, now
             for attempt in mine
             if attempt.held_code != code
         )
+        metrics.POSTPONED.inc(code, by=len(mine))
     found = {attempt.pk for attempt in mine}
     return {str(pk): "postponed" if pk in found else "lease lost" for pk in ids}
 
@@ -48,7 +52,7 @@ def end_unsent(
     attempt: OutboundMessageAttempt, move: Move, error_code: str, reason: str, now: datetime
 ) -> str:
     """Ends a queued or claimed attempt as `move` says; its recipients are refused, save when withdrawn."""
-    status = after(AttemptStatus(attempt.status), move)
+    status, waited_for = after(AttemptStatus(attempt.status), move), attempt.held_code
     rows = OutboundMessageAttempt.objects.filter(
         pk=attempt.pk, status=attempt.status, lease_token=attempt.lease_token, marked_at__isnull=True
     )
@@ -70,4 +74,5 @@ def end_unsent(
             )
         tell([event(attempt, str(error_code), reason, at=now)])
         refresh_message(attempt, now)
+        transaction.on_commit(partial(measure.ended_unsent, attempt, waited_for))
     return str(status)

@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from gobii_email import telemetry, wiring
+from gobii_email import metrics, telemetry, wiring
 from gobii_email.domain.classification import AccountState
 from gobii_email.domain.oauth_tokens import Denied, Reason, Tokens, is_due, is_still_good
 from gobii_email.domain.secret import Secret
@@ -142,6 +142,8 @@ def _renew(
     with telemetry.oauth_refresh(issuer.service.key, str(account.pk)) as span:
         answer = issuer.refresh(refresh_token, credential.scope)
         span.ended(answer)
+    outcome = "granted" if isinstance(answer, Tokens) else str(answer.reason)
+    metrics.OAUTH_REFRESHES.inc(issuer.service.key, outcome)
     try:
         return persist(lambda: _written(account, credential, answer, is_good=is_good), within=LEASE)
     finally:

@@ -8,6 +8,7 @@ doubt, as every such loss does.
 import logging
 from datetime import datetime
 
+from gobii_email import metrics
 from gobii_email.domain.lifecycle import AttemptStatus, Move, Provider, after
 from gobii_email.domain.outcomes import Cause, Lost
 from gobii_email.domain.smtp_replies import Stage
@@ -28,6 +29,7 @@ AFTER_THE_MARK = (
 def rescue(attempt: OutboundMessageAttempt, now: datetime) -> None:
     """Ends or gives back `attempt`. To be called with its row locked."""
     is_marked = attempt.marked_at is not None
+    metrics.LEASES_LOST.inc()
     logger.warning("attempt.rescued", extra={"attempt_id": str(attempt.pk), "is_marked": is_marked})
     if not is_marked and not attempt.stage and attempt.releases < MOST_RELEASES:
         _queue_again(attempt, now)

@@ -5,9 +5,11 @@ sent again keeps its Message-ID.
 """
 
 from datetime import datetime
+from functools import partial
 
 from django.db import transaction
 
+from gobii_email import metrics
 from gobii_email.domain.lifecycle import AttemptStatus, Move, RecipientStatus, after
 from gobii_email.domain.readings import Verdict
 from gobii_email.models import OutboundMessageAttempt, OutboundMessageRecipient
@@ -45,8 +47,10 @@ def resolve(
         again = recipients.filter(status=RecipientStatus.DEFERRED).values_list("address", flat=True)
         if again:
             events.append(queue_next(attempt, list(again), Next(now, now), now))
+            transaction.on_commit(metrics.RETRIES.inc)
         tell(events)
         refresh_message(attempt, now)
+        transaction.on_commit(partial(metrics.DOUBTS_ENDED.inc, move.name.lower()))
     return True
 
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from django.db import transaction
 
@@ -28,7 +29,7 @@ from gobii_email.models import (
     OutboundMessageRecipient,
 )
 from gobii_email.models.queue import Acceptance, Work
-from gobii_email.services import hold
+from gobii_email.services import hold, measure
 from gobii_email.services.follow import (
     Next,
     counted,
@@ -114,6 +115,8 @@ def settle(
             events += hold.react(attempt, ending.judgement, ending.said, now)
         tell(events)
         refresh_message(attempt, now, own=_statuses(ending) if attempt.number == 1 else None)
+        reading, account = ending.judgement.reading, hold.account_of(attempt)
+        transaction.on_commit(partial(measure.ended, attempt, outcome, reading, account))
     return True
 
 

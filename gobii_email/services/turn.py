@@ -17,6 +17,7 @@ from gobii_email.domain.outcomes import Outcome
 from gobii_email.models import OutboundMessageAttempt
 from gobii_email.models.attempts import Origin
 from gobii_email.models.queue import Acceptance, Claim, Work, claim, release
+from gobii_email.services import measure
 from gobii_email.services.end import end_unsent
 from gobii_email.services.lease import Kept
 from gobii_email.services.recall import origins
@@ -73,6 +74,8 @@ class Turn:
             self.end(work, Move.EXPIRED, "expired", reason, now)
         self.has_more = len(works) == limit
         release_connection()
+        for work in works:
+            measure.taken(work, now)
         return [work for work in works if work not in expired]
 
     def release(self, works: Sequence[Work]) -> None:
@@ -102,7 +105,9 @@ class Turn:
         acceptances.hurry()
         written, self.written = self.written, []
         for work, outcome, entry in written:
-            if not entry.wait():
+            if entry.wait():
+                measure.accepted(work, entry.value, self.origin.account)
+            else:
                 self._settle_alone(work, outcome, provider)
 
     def summary(self) -> str:

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from django.db import transaction
 
+from gobii_email import metrics
 from gobii_email.domain.lifecycle import AttemptStatus
 from gobii_email.models import Lane, OutboundMessageAttempt
 from gobii_email.services.select import LOOK_AGAIN_AFTER
@@ -39,6 +40,7 @@ def wait(
             update_fields=["look_at", "code", "reason"],
         )
         if tells:
+            metrics.POSTPONED.inc(code)
             _tell_next(endpoint_id, code, reason, until, now)
 
 

@@ -1,0 +1,77 @@
+"""Counting how attempts end, once their ending is committed, and nothing else of them.
+
+What each count is called stands in `metrics`, whose doing a failure is in domain/blame. An ending that is
+committed by a process that is killed in the next instant is not counted; the rows know it.
+"""
+
+from datetime import datetime
+from functools import lru_cache
+
+from gobii_email import metrics
+from gobii_email.domain.blame import Blame, blame_of, blame_of_wait
+from gobii_email.domain.lifecycle import AttemptStatus, Provider
+from gobii_email.domain.outcomes import Accepted, Outcome
+from gobii_email.domain.providers import provider_of_host
+from gobii_email.domain.readings import Reading
+from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt
+from gobii_email.models.queue import Acceptance, Work
+
+NONE = "none"
+
+
+@lru_cache(maxsize=4096)
+def provider_at(host: str) -> str:
+    """Whose server `host` is, by the id of the table; "other" for one that nobody knows."""
+    found = provider_of_host(host) if host else None
+    return found.id if found else "other"
+
+
+def provider_of(account: AgentEmailAccount | None, transport: str) -> str:
+    return provider_at(account.smtp_host) if account is not None and transport == Provider.SMTP else NONE
+
+
+@metrics.harmless
+def accepted(work: Work, row: Acceptance, account: AgentEmailAccount | None) -> None:
+    """An ordinary acceptance, written together with others."""
+    provider = provider_of(account, row.provider)
+    metrics.ATTEMPTS.inc(row.provider, provider, AttemptStatus.SENT, NONE, Blame.NOBODY)
+    metrics.stages(row.stage_ms.items())
+    if work.not_before is not None:
+        metrics.ACCEPT.observe((row.at - work.not_before).total_seconds(), row.provider)
+
+
+@metrics.harmless
+def taken(work: Work, now: datetime) -> None:
+    """A worker has claimed `work`; how long that took says something where nothing had held it."""
+    if work.not_before is not None and not work.held_code:
+        metrics.QUEUE_WAIT.observe((now - work.not_before).total_seconds())
+
+
+@metrics.harmless
+def ended(
+    attempt: OutboundMessageAttempt, outcome: Outcome, reading: Reading, account: AgentEmailAccount | None
+) -> None:
+    """Any other ending that a server, a network or a lost worker brought."""
+    transport = attempt.provider or NONE
+    provider = provider_of(account, transport)
+    blame = blame_of(outcome, reading)
+    metrics.ATTEMPTS.inc(transport, provider, str(attempt.status), attempt.stage or NONE, blame)
+    metrics.stages(outcome.facts.stage_ms.items())
+    if isinstance(outcome, Accepted) and attempt.sent_at is not None:
+        begun = attempt.message.submitted_at or attempt.queued_at
+        metrics.ACCEPT.observe((attempt.sent_at - begun).total_seconds(), transport)
+    if attempt.status == AttemptStatus.IN_DOUBT:
+        metrics.DOUBTS.inc()
+    elif attempt.successor is not None:
+        metrics.RETRIES.inc()
+
+
+@metrics.harmless
+def ended_unsent(attempt: OutboundMessageAttempt, waited_for: str) -> None:
+    """Ended without a word to any server: expired while it waited for `waited_for`, or without a transport.
+
+    What was withdrawn has not failed and is not counted.
+    """
+    if attempt.status == AttemptStatus.FAILED:
+        transport = Provider.SMTP if attempt.message.had_account else NONE
+        metrics.ATTEMPTS.inc(transport, "other", AttemptStatus.FAILED, NONE, blame_of_wait(waited_for))
