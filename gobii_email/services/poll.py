@@ -16,7 +16,6 @@ from datetime import datetime
 from django.utils import timezone
 
 from gobii_email import telemetry, wiring
-from gobii_email.conf import config
 from gobii_email.domain.mailbox_failures import MailboxFailure, failure_of_loss
 from gobii_email.domain.outcomes import Cause
 from gobii_email.domain.poll_times import backoff, interval
@@ -37,6 +36,7 @@ from gobii_email.services.poll_schedule import (
 from gobii_email.services.record import release_connection
 from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token, renewed_token
 from gobii_email.services.select import LOOK_AGAIN_AFTER
+from gobii_email.services.switches import switches
 
 __all__ = [
     "Visit",
@@ -128,12 +128,12 @@ def _visit(lease: MailboxLease) -> Visit:
 
 def obstacle_to_polls(account: AgentEmailAccount) -> str:
     """Why the mailbox is not read at all, whatever is due: a sentence, "" when it is."""
-    settings, endpoint = config(), account.endpoint
+    switched, endpoint = switches(), account.endpoint
     if not account.is_inbound_enabled:
         return "Receiving is switched off for the mailbox; test IMAP, then enable it."
-    if not settings.byo_email_enabled:
+    if not switched.is_byo_email_enabled:
         return "Own mailboxes are switched off (BYO_EMAIL_ENABLED)."
-    if not settings.byo_email_rollout.includes(str(endpoint.owner_agent_id), endpoint.address):
+    if not switched.includes(endpoint.owner_agent_id, endpoint.address):
         return "The mailbox is not included in the rollout (BYO_EMAIL_ROLLOUT)."
     return ""
 

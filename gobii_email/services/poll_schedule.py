@@ -5,7 +5,7 @@ inbound workers' queue has room for: without workers it does not grow. Reading i
 """
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from django.db import connection, transaction
@@ -17,6 +17,7 @@ from gobii_email.adapters.celery_queue import INBOUND_QUEUE
 from gobii_email.conf import config
 from gobii_email.models import AgentEmailAccount, Mailbox
 from gobii_email.ports import Call
+from gobii_email.services.switches import switches
 
 POLL_MAILBOX = "gobii_email.poll_mailbox"
 BATCH = 200
@@ -82,18 +83,18 @@ def poll_now(account: AgentEmailAccount) -> bool:
     return True
 
 
-def poll_for_news(account_id: uuid.UUID) -> bool:
-    """As `poll_now`, where the server said that mail has come; that ends no hold, no backoff and no failures.
+def poll_for_news(account_ids: Iterable[uuid.UUID]) -> int:
+    """Makes mailboxes due now whose servers said that mail has come; answers how many of them.
 
-    False where any of them keeps the mailbox waiting: it is polled after that.
+    That ends no hold, no backoff and no failures: what any of them keeps waiting is polled after it.
     """
     now = timezone.now()
     is_free = Q(account__backoff_until__isnull=True) | Q(account__backoff_until__lte=now)
-    rows = Mailbox.objects.filter(is_free, pk=account_id, hold_code="", account__is_inbound_enabled=True)
-    if not rows.update(due_at=now, look_at=now + config().hint_lifetime):
-        return False
-    transaction.on_commit(lambda: _ring([account_id]))
-    return True
+    rows = Mailbox.objects.filter(is_free, pk__in=list(account_ids), account__is_inbound_enabled=True)
+    ids = list(rows.filter(hold_code="").values_list("pk", flat=True))
+    Mailbox.objects.filter(pk__in=ids).update(due_at=now, look_at=now + config().hint_lifetime)
+    transaction.on_commit(lambda: _ring_or_look_again(ids))
+    return len(ids)
 
 
 def _end_backoff(account: AgentEmailAccount) -> None:
@@ -104,7 +105,7 @@ def _end_backoff(account: AgentEmailAccount) -> None:
 
 def hand_out_polls(now: datetime) -> int:
     """Rings for mailboxes that are due; answers for how many."""
-    if not config().byo_email_enabled:
+    if not switches().is_byo_email_enabled:
         return 0
     _healing.do(now)
     due = Mailbox.objects.filter(look_at__lte=now, hold_code="")
@@ -120,11 +121,15 @@ def _hand_out(now: datetime, most: int) -> int:
         skips = connection.features.has_select_for_update_skip_locked
         ids = list(due.select_for_update(skip_locked=skips).values_list("pk", flat=True)[:most])
         Mailbox.objects.filter(pk__in=ids).update(look_at=now + config().hint_lifetime)
+    _ring_or_look_again(ids)
+    return len(ids)
+
+
+def _ring_or_look_again(ids: Sequence[uuid.UUID]) -> None:
     if ids and not _ring(ids):
         # The broker is away: looks again when the breaker has closed, not when the hint would have expired.
         again = timezone.now() + config().breaker_pause
         Mailbox.objects.filter(pk__in=ids, lease_token__isnull=True).update(look_at=again)
-    return len(ids)
 
 
 def _ring(ids: Iterable[uuid.UUID]) -> bool:
