@@ -19,11 +19,12 @@ from gobii_email.domain.lifecycle import MessageStatus, Provider
 from gobii_email.domain.secret import Secret
 from gobii_email.models import AgentEmailAccount
 from gobii_email.services.accounts import InvalidAccount
-from gobii_email.services.browse import WAITING, Wanted, Whose
+from gobii_email.services.browse import RECEIVED, SENT, WAITING, Wanted, Whose
 
 MOST_CHOICES = 200
 _ANY = ("", "Any")
 _STATUSES = [_ANY, (WAITING, "waiting"), *((str(s), str(s).replace("_", " ")) for s in MessageStatus)]
+_DIRECTIONS = [_ANY, (SENT, "sent"), (RECEIVED, "received")]
 _TRANSPORTS = [
     _ANY,
     (Provider.SMTP, "own server (SMTP)"),
@@ -35,6 +36,7 @@ _TRANSPORTS = [
 class FilterForm(forms.Form):
     """Which messages to list; it stands in the address, so a list can be bookmarked and sent around."""
 
+    direction = forms.ChoiceField(required=False, choices=_DIRECTIONS)
     status = forms.ChoiceField(required=False, choices=_STATUSES)
     recipient = forms.CharField(
         required=False, max_length=320, widget=forms.TextInput(attrs={"inputmode": "email"})

@@ -4,11 +4,12 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import messages as notices
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.views.decorators.clickjacking import xframe_options_sameorigin
 
-from gobii_email.console import audit
+from gobii_email.console import audit, received
 from gobii_email.console.access import page, require_right
 from gobii_email.console.forms import FilterForm, ReasonForm
 from gobii_email.domain.advice import ADVICE
@@ -83,18 +84,20 @@ def _older(request: HttpRequest, found: browse.Page) -> str:
 
 @page()
 def message(request: HttpRequest, whose: Whose, pk: UUID) -> HttpResponse:
-    row = _message(whose, pk)
+    row = _message(whose.correspondence(), pk)
     view = request.GET.get("show", "story")
     if view not in VIEWS:
         raise Http404
+    if not row.is_outbound:
+        return received.show(request, row, view)
     context = _context(row, view, request.GET.get("from", ""))
     if request.headers.get("HX-Request") and request.GET.get("seen") == context["seen"]:
         return HttpResponse(status=204)
     return render(request, "console/message.html", context)
 
 
-def _message(whose: Whose, pk: UUID) -> PersistentAgentMessage:
-    rows = whose.messages().select_related("owner_agent", "from_endpoint__agentemailaccount")
+def _message(rows: QuerySet[PersistentAgentMessage], pk: UUID) -> PersistentAgentMessage:
+    rows = rows.select_related("owner_agent", "from_endpoint__agentemailaccount", "to_endpoint")
     found = rows.defer("raw_payload", "body").filter(pk=pk).first()
     if found is None:
         raise Http404
@@ -176,10 +179,9 @@ def _timeline(report: DeliveryStatus) -> list[dict[str, Any]]:
 @xframe_options_sameorigin
 def html(request: HttpRequest, whose: Whose, pk: UUID) -> HttpResponse:
     """The HTML in a document of its own that can do nothing, for the frame of the message's page."""
-    frozen = FrozenMessage.objects.filter(message=_message(whose, pk)).first()
-    if frozen is None:
+    document = preview.document_of(_message(whose.correspondence(), pk))
+    if document is None:
         raise Http404
-    document = preview.as_document(frozen)
     headers = {"Content-Security-Policy": document.policy, "Referrer-Policy": "no-referrer"}
     return HttpResponse(document.html, headers=headers)
 
@@ -187,7 +189,7 @@ def html(request: HttpRequest, whose: Whose, pk: UUID) -> HttpResponse:
 @page("POST")
 def do(request: HttpRequest, whose: Whose, pk: UUID, name: str) -> HttpResponse:
     """One act about a message, if it still is as it was shown."""
-    row = _message(whose, pk)
+    row = _message(whose.messages(), pk)
     require_right(request, "change_persistentagentmessage", row.owner_agent and row.owner_agent.user_id)
     wanted = act.ACTS.get(name)
     if wanted is None:
