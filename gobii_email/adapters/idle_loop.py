@@ -110,8 +110,6 @@ class IdleLoop:
         self._selector.register(connection, selectors.EVENT_READ, key)
         self._connections[key], self._until[key] = connection, until
         self._try(key, self._begin)
-        # What came together with the last answer shows on no socket any more.
-        self._attend(key)
 
     def _begin(self, connection: IdleConnection) -> None:
         connection.begin(time.monotonic())

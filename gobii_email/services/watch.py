@@ -34,6 +34,8 @@ STEADY_AFTER = 120.0
 TOLD_AFTER = 3
 """Failures in a row after which the mailbox says so."""
 AGAIN_AFTER = 5.0
+AT_ONCE = 200
+"""Mailboxes with news that are asked to be polled together."""
 LOOK_EVERY = 0.25
 
 
@@ -146,13 +148,16 @@ class Watcher:
 
     def _ring_for_news(self) -> None:
         now = time.monotonic()
-        for key in [key for key, due in self._news.items() if due <= now]:
-            try:
-                poll_for_news(UUID(key))
-            except Error as problem:
-                self._fall_behind(problem)
-                self._news[key] = now + AGAIN_AFTER
-                return
+        due = [key for key, earliest in self._news.items() if earliest <= now][:AT_ONCE]
+        if not due:
+            return
+        try:
+            poll_for_news(map(UUID, due))
+        except Error as problem:
+            self._fall_behind(problem)
+            self._news |= dict.fromkeys(due, now + AGAIN_AFTER)
+            return
+        for key in due:
             del self._news[key]
             self._mine[key].rung_at = now
 

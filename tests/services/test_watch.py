@@ -1,7 +1,7 @@
 """Mailboxes that are watched: what rings for a poll, whose they are, and what ends a connection."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
@@ -159,7 +159,7 @@ def test_news_does_not_wake_what_is_held_or_left_alone(
     settings.IMAP_IDLE_LEASE_TTL_SEC = "1h"
     account = a_mailbox(server.port)
     rung = []
-    monkeypatch.setattr(watch, "poll_for_news", lambda pk: rung.append(poll_for_news(pk)))
+    monkeypatch.setattr(watch, "poll_for_news", lambda keys: rung.append(poll_for_news(keys)))
     with watching() as watcher:
         eventually(lambda: server.waiting and watcher.connected)
         if kept == "backoff":
@@ -169,7 +169,7 @@ def test_news_does_not_wake_what_is_held_or_left_alone(
             Mailbox.objects.update(hold_code="auth")
         server.deliver(b"hello")
         eventually(lambda: rung)
-    assert rung == [False] and polls(doorbell) == [] and mailbox().due_at is None
+    assert rung == [0] and polls(doorbell) == [] and mailbox().due_at is None
 
 
 def test_news_is_no_success(server: ScriptedImapServer, doorbell: RecordingDoorbell) -> None:
@@ -177,10 +177,29 @@ def test_news_is_no_success(server: ScriptedImapServer, doorbell: RecordingDoorb
     past = timezone.now() - timedelta(minutes=1)
     AgentEmailAccount.objects.filter(pk=account.pk).update(backoff_until=past)
     Mailbox.objects.update(failures=3)
-    assert poll_for_news(account.pk)
+    assert poll_for_news([account.pk]) == 1
     assert polls(doorbell) == [str(account.pk)]
     account.refresh_from_db()
     assert mailbox().failures == 3 and account.backoff_until == past
+
+
+def test_news_of_many_mailboxes_costs_two_statements(
+    doorbell: RecordingDoorbell, django_assert_num_queries: Any
+) -> None:
+    keys = [a_mailbox(993, f"box{number}@agents.example").pk for number in range(5)]
+    with django_assert_num_queries(2):
+        assert poll_for_news(keys) == 5
+    assert sorted(polls(doorbell)) == sorted(map(str, keys))
+
+
+def test_without_a_broker_the_dispatcher_looks_soon(
+    doorbell: RecordingDoorbell, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.GOBII_BREAKER_PAUSE = "3s"
+    settings.GOBII_HINT_LIFETIME = "10m"
+    monkeypatch.setattr(doorbell, "call", lambda calls: False)
+    assert poll_for_news([a_mailbox(993).pk]) == 1
+    assert mailbox().look_at < timezone.now() + timedelta(seconds=4)
 
 
 def test_news_outlives_a_database_that_is_away(
@@ -189,10 +208,10 @@ def test_news_outlives_a_database_that_is_away(
     a_mailbox(server.port)
     left = [OperationalError("away")] * 3
 
-    def failing(account_id: UUID) -> bool:
+    def failing(account_ids: Iterable[UUID]) -> int:
         if left:
             raise left.pop()
-        return poll_for_news(account_id)
+        return poll_for_news(account_ids)
 
     monkeypatch.setattr(watch, "poll_for_news", failing)
     with watching() as watcher:
