@@ -17,6 +17,7 @@ from typing import ClassVar
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from gobii_email import metrics
 from gobii_email.domain.secret import Secret
 
 _VERSION = 1
@@ -118,6 +119,7 @@ class SecretsEncryption:
         """The secret of `blob`, if it was encrypted for `context`. Raises SecretUnreadable."""
         key_id, header, nonce, ciphertext = _taken_apart(bytes(blob))
         if key_id not in self._ciphers:
+            metrics.DECRYPT_FAILURES.inc()
             raise SecretUnreadable(
                 f"The saved password was encrypted with key “{key_id}”, which this installation"
                 " no longer has: enter the password again."
@@ -129,6 +131,7 @@ class SecretsEncryption:
                 .decode("utf-8", _LOSSLESS)
             )
         except InvalidTag:
+            metrics.DECRYPT_FAILURES.inc()
             raise SecretUnreadable(
                 "The saved password does not belong to this account and server, or was changed"
                 " in the database: enter the password again."

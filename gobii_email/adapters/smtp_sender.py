@@ -8,6 +8,7 @@ import contextlib
 import re
 from collections.abc import Callable, Sequence
 
+from gobii_email import metrics
 from gobii_email.adapters.smtp_dialogue import Dialogue
 from gobii_email.adapters.smtp_pool import SmtpPool
 from gobii_email.adapters.smtp_submission import Stale, Submission
@@ -35,8 +36,11 @@ class SmtpSender:
         text = Text(header, message)
         used = self._at_hand()
         if used is not None:
+            metrics.POOL_EVENTS.inc("reused")
             with contextlib.suppress(Stale):
                 return self._hand_over(used, envelope, text, progress)
+            metrics.POOL_EVENTS.inc("stale")
+        metrics.POOL_EVENTS.inc("opened")
         return self._hand_over(self._connect(), envelope, text, progress)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from datetime import datetime
 from django.db import transaction
 from django.utils import timezone
 
+from gobii_email import metrics
 from gobii_email.domain.addresses import normalise
 from gobii_email.domain.dsn import Action, Evidence, ReturnedRecipient, Source, Sureness, message_id_in
 from gobii_email.domain.inbound_mail import Fields
@@ -69,7 +70,10 @@ def note_returned(mail: ReceivedMail, returned: Returned, fields: Fields) -> boo
     if match is None:
         return _unmatched(mail, returned, "It names no mail that went out from this mailbox.")
     with transaction.atomic():
-        return _Story(mail, match, now).note(returned)
+        is_ours = _Story(mail, match, now).note(returned)
+    if is_ours:
+        metrics.BOUNCES.inc(str(returned.kind))
+    return is_ours
 
 
 def note_reply(mail: ReceivedMail, message: PersistentAgentMessage | None, fields: Fields) -> bool:

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.db import transaction
 from django.db.models import Max
 
+from gobii_email import metrics
 from gobii_email.conf import config
 from gobii_email.domain.filing_habit import FIRST_LOOK
 from gobii_email.domain.identifiers import new_id
@@ -207,6 +209,7 @@ def _is_still_in_doubt(ended: OutboundMessageAttempt, now: datetime) -> bool:
     doubtful.save(update_fields=["status", "finished_at", "due_at"])
     text = f"Attempt {ended.number} came to nothing, but attempt {doubtful.number} may have arrived."
     tell([event(doubtful, "still_in_doubt", text, at=now)])
+    transaction.on_commit(metrics.DOUBTS.inc)
     return True
 
 

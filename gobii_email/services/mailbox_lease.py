@@ -14,6 +14,7 @@ from django.db import transaction
 from django.db.models import Case, DateTimeField, F, Q, QuerySet, Value, When
 from django.utils import timezone
 
+from gobii_email import metrics
 from gobii_email.conf import config
 from gobii_email.models import Mailbox
 from gobii_email.ports import LeaseLost
@@ -92,6 +93,8 @@ def take(account_id: uuid.UUID, now: datetime, *, is_asked_for: bool) -> Mailbox
     token, until = uuid.uuid4(), now + timedelta(seconds=_span())
     if not rows.update(lease_token=token, lease_until=until, look_at=until):
         return None
+    if mailbox.due_at is not None and not is_asked_for:
+        metrics.POLL_LAG.observe((now - mailbox.due_at).total_seconds())
     return MailboxLease(account_id, token, mailbox.due_at)
 
 

@@ -67,6 +67,15 @@ def ended(
 
 
 @metrics.harmless
+def polled(account: AgentEmailAccount, outcome: str, blame: Blame) -> None:
+    """A visit to the account's mailbox has ended as `outcome`, a word of `poll`."""
+    provider = provider_at(account.imap_host)
+    metrics.POLLS.inc(provider, outcome, blame)
+    if blame is not Blame.NOBODY:
+        metrics.IMAP_FAILURES.inc(provider, "poll", blame)
+
+
+@metrics.harmless
 def ended_unsent(attempt: OutboundMessageAttempt, waited_for: str) -> None:
     """Ended without a word to any server: expired while it waited for `waited_for`, or without a transport.
 

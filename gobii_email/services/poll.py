@@ -15,7 +15,8 @@ from datetime import datetime
 
 from django.utils import timezone
 
-from gobii_email import telemetry, wiring
+from gobii_email import metrics, telemetry, wiring
+from gobii_email.domain.blame import Blame, blame_of_mailbox
 from gobii_email.domain.mailbox_failures import MailboxFailure, failure_of_loss
 from gobii_email.domain.outcomes import Cause
 from gobii_email.domain.poll_times import backoff, interval
@@ -24,6 +25,7 @@ from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import ImapServer, LeaseLost, MailboxUnreadable
 from gobii_email.services.fetch import Fetching
+from gobii_email.services.measure import polled
 from gobii_email.services.mailbox_lease import MailboxLease, take
 from gobii_email.services.poll_schedule import (
     hand_out_polls,
@@ -214,6 +216,7 @@ def _succeed(lease: MailboxLease, account: AgentEmailAccount, done: Fetching, be
         )
     release_connection()
     outcome = BASELINE if done.is_baseline else READ
+    polled(account, outcome, Blame.NOBODY)
     return Visit(outcome, text, done.found, done.stored, done.missing, done.has_more, due_at)
 
 
@@ -239,4 +242,5 @@ def _fail(lease: MailboxLease, account: AgentEmailAccount, failure: MailboxFailu
     if is_held:
         logger.warning("mailbox.held", extra={"account_id": str(account.pk), "state": str(failure.hold)})
     release_connection()
+    polled(account, HELD if is_held else FAILED, blame_of_mailbox(failure))
     return Visit(HELD if is_held else FAILED, failure.sentence, due_at=None if is_held else due_at)

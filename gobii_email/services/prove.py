@@ -13,6 +13,7 @@ from functools import partial
 
 from django.db import connection, transaction
 
+from gobii_email import metrics
 from gobii_email.domain.lifecycle import AttemptStatus, Move, RecipientStatus, after
 from gobii_email.domain.readings import Scope, Verdict
 from gobii_email.domain.smtp_replies import Reply, reply_from, safe_text
@@ -124,6 +125,8 @@ def _take_back(
 def _withdraw(later: OutboundMessageAttempt, now: datetime) -> None:
     """Ends a repetition that nobody needs any more; whether its own copy arrived may never be known."""
     move = Move.CANCELLED if later.status == AttemptStatus.QUEUED else Move.ABSENT
+    if move is Move.ABSENT:
+        transaction.on_commit(partial(metrics.DOUBTS_ENDED.inc, "withdrawn"))
     status = after(AttemptStatus(later.status), move)
     rows = OutboundMessageAttempt.objects.filter(pk=later.pk)
     rows.write(later, status=status, due_at=None, finished_at=now, held_code="", held_reason="")
