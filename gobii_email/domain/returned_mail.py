@@ -6,6 +6,7 @@ was read and how sure the reading is. Whether it names a mail that was really se
 went to, is for the reader to check first.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -33,6 +34,7 @@ _COPY_BEGINS = (
     "dkim-signature:", "reply-to:", "delivered-to:",
 )  # fmt: skip
 _MAX_COPY_LINES = 2_000
+_WRITTEN_ID = re.compile(r"\bmessage[- ]id:?\s{0,3}(<[^<>\s]{3,250}>)", re.IGNORECASE)
 _COMPLAINT_SENDERS = ("staff@hotmail.com", "staff@outlook.com")
 
 
@@ -211,7 +213,8 @@ class _Letter:
         is_evident = is_about_others or self.failed or self._returns_something(prose, copy)
         if not (recipients and is_evident):
             return None
-        return self._returned(_kind_of(recipients), recipients, copy, Source.PROSE, Sureness.LIKELY)
+        named = _named_in(prose, copy)
+        return self._returned(_kind_of(recipients), recipients, named, Source.PROSE, Sureness.LIKELY)
 
     def _returns_something(self, prose: Prose, copy: OriginalMail) -> bool:
         return copy != OriginalMail() or prose.has_reply
@@ -235,7 +238,7 @@ class _Letter:
         addressed = Prose((*prose.lines, *(f"To: {address}" for address in copy.recipients[:1])))
         recipients = bounce_prose.recipients_in(addressed, subject=self.subject)
         kind = _kind_of(recipients) if recipients else Kind.FAILED
-        return self._returned(kind, recipients, copy, Source.PROSE, Sureness.WEAK)
+        return self._returned(kind, recipients, _named_in(prose, copy), Source.PROSE, Sureness.WEAK)
 
     def _receipt(self) -> Returned | None:
         """What a person's program says of a mail that it showed or threw away (RFC 8098)."""
@@ -337,6 +340,12 @@ def _copied(text: str) -> OriginalMail:
     indent = len(lines[first]) - len(lines[first].lstrip(" \t>"))
     block = "\n".join(line[indent:] if not line[:indent].strip(" \t>") else line for line in lines[first:])
     return dsn.read_copy(read_fields(block.encode("utf-8", "replace")))
+
+
+def _named_in(prose: Prose, copy: OriginalMail) -> OriginalMail:
+    """`copy`, or where it names no mail, with the Message-ID that the report names in its words."""
+    found = None if copy.message_id else _WRITTEN_ID.search("\n".join(prose.lines))
+    return replace(copy, message_id=found[1]) if found else copy
 
 
 def _recipient_document(recipient: ReturnedRecipient) -> dict[str, Any]:

@@ -19,13 +19,16 @@ _FOLDER = Path(__file__).parent / "bounces"
 
 @dataclass(frozen=True)
 class Sample:
-    """`recipients` as (address, status or None if none is written); `has_copy` if the header comes back."""
+    """`recipients` as (address, status or None if none is written); `has_copy` if the header comes back,
+    `is_named` if the report names the message in its own words.
+    """
 
     name: str
     raw: bytes
     kind: str
     recipients: tuple[tuple[str, str | None], ...]
     has_copy: bool
+    is_named: bool
 
 
 def read_file(name: str) -> bytes:
@@ -35,7 +38,14 @@ def read_file(name: str) -> bytes:
 def _sample(row: dict) -> Sample:
     name = row["file"]
     recipients = tuple((address, status) for address, status in row["recipients"])
-    return Sample(name.removesuffix(".eml"), read_file(name), row["kind"], recipients, row["has_copy"])
+    return Sample(
+        name.removesuffix(".eml"),
+        read_file(name),
+        row["kind"],
+        recipients,
+        row["has_copy"],
+        row.get("is_named", False),
+    )
 
 
 SAMPLES = [_sample(json.loads(line)) for line in (_FOLDER / "expected.jsonl").read_text().splitlines()]
