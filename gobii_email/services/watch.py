@@ -135,6 +135,10 @@ class Watcher:
         now = time.monotonic()
         while (key := self._line.next(now)) is not None:
             host = self._mine[key].wanted.host
+            if self._mine[key].until <= now:
+                self._line.done(host)
+                self._line.join(key, host, now + AGAIN_AFTER)
+                continue
             threading.Thread(target=self._open, args=(key, host), name="idle-open", daemon=True).start()
         if self._share.has_more and self._share.untried < AHEAD // 2:
             try:
