@@ -11,7 +11,7 @@ import time
 
 from demo.interruption import Interrupted, Interruption
 from demo.screen import Screen
-from demo.stage import DemoFailed, Stage
+from demo.stage import MAIL_USER, DemoFailed, Stage
 from gobii_email.testing.processes import ServerUnavailable
 
 
@@ -105,6 +105,8 @@ def _stay_up(stage: Stage, screen: Screen) -> None:
     for door in stage.open_doors():
         screen.fact(door.name, door.url)
         screen.fact("", f"user {door.user}, password {door.password}")
+    screen.fact("mailbox", f"to add: any address, {stage.mail_server}, STARTTLS,")
+    screen.fact("", f"user {MAIL_USER}, password {stage.mail_password}")
     told: set[str] = set()
     try:
         while True:

@@ -163,6 +163,10 @@ class Stage:
             raise DemoFailed(f"`manage.py {' '.join(arguments)}` failed: {said[-1]}")
         return done.stdout
 
+    @property
+    def mail_server(self) -> str:
+        return f"server {self.server.host}, port {self.server.port}"
+
     def open_doors(self) -> list[Door]:
         """The pages, once they listen. Makes the administrator, who goes when the stage does."""
         from django.contrib.auth import get_user_model

@@ -184,7 +184,15 @@ def save(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
     if not changed:
         notices.info(request, "Nothing was different, so nothing was changed.")
         return redirect("console:account", pk=found.pk)
-    return _done(request, fresh, f"Changed {_named(changed)}.")
+    return _done(request, fresh, f"Changed {_named(changed)}.{_what_next(fresh)}")
+
+
+def _what_next(account: AgentEmailAccount) -> str:
+    is_set_and_tested = (
+        (account.smtp_host, account.is_smtp_tested),
+        (account.imap_host, account.is_imap_tested),
+    )
+    return " Test it now." if any(host and not is_tested for host, is_tested in is_set_and_tested) else ""
 
 
 def _named(changed: frozenset[str]) -> str:

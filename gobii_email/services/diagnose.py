@@ -165,7 +165,7 @@ def _with_last(diagnosis: Diagnosis, steps: Sequence[Step]) -> Diagnosis:
     """`diagnosis` with the last of `steps`, whose failure leaves what the test vouched for as it is."""
     step = steps[-1]
     if step.status is StepStatus.OK:
-        return replace(diagnosis, steps=[*steps])
+        return replace(diagnosis, steps=[*steps], text=f"{diagnosis.text} {step.text}")
     is_ok = step.status is not StepStatus.FAIL
     return replace(diagnosis, ok=is_ok, steps=[*steps], text=step.text, advice=step.advice)
 

@@ -247,6 +247,30 @@ def test_a_test_under_way_is_asked_for_again_and_again(ada: Owner) -> None:
     assert 'id="tests" hx-get' not in page and "interrupted before it ended" in page
 
 
+def test_a_mailbox_that_is_not_in_use_says_so_and_what_to_do(ada: Owner, tested: ConnectionTest) -> None:
+    address = reverse("console:account", args=[ada.account.pk])
+    assert "not in use" not in ada.client.get(address).content.decode()
+    AgentEmailAccount.objects.update(is_outbound_enabled=False, smtp_tested_fingerprint="")
+    page = ada.client.get(address).content.decode()
+    assert "not in use" in page and "Test it, then enable it." in page
+    assert 'href="#settings-title"' in page, "the latest test failed"
+    assert problems(page) == []
+
+
+def test_changed_servers_are_to_be_tested(ada: Owner) -> None:
+    page = ada.client.get(reverse("console:account", args=[ada.account.pk]))
+    values = {field.html_name: field.value() or "" for field in page.context["settings"]}
+    values |= {"smtp_host": "mail.other.example", "smtp_port": "587", "smtp_password": PASSWORD}
+    saved = ada.client.post(reverse("console:account_save", args=[ada.account.pk]), values, follow=True)
+    said = [str(notice) for notice in saved.context["messages"]]
+    assert saved.status_code == 200 and said[0].endswith("Test it now."), said
+
+
+def test_where_nobody_can_sign_in_a_password_is_asked_for_in_so_many_words(ada: Owner) -> None:
+    page = ada.client.get(FOUND, who(ada, "ada@gmail.com")).content.decode()
+    assert "Signing in with Google is not set up here, so it takes a password." in page
+
+
 def test_a_mail_to_itself_is_sent_where_it_was_asked_for(ada: Owner, monkeypatch: Any) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(diagnose, "start_test", lambda *_, sends_to_self: asked.append(sends_to_self))

@@ -196,7 +196,7 @@ def test_a_mail_to_itself_is_sent_and_found_again(
     step = test.steps[-1]
     assert step.id == "message" and step.facts["uid"] == 1 and step.facts["round_trip_seconds"] < 30
     assert str(step.facts["message_id"]).encode() in mail.content
-    assert row_of("smtp").steps[-1]["id"] == "message"
+    assert row_of("smtp").steps[-1]["id"] == "message" and "found in INBOX after" in row_of("smtp").text
 
 
 def row_of(protocol: str) -> ConnectionTest:
