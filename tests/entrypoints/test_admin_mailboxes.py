@@ -378,7 +378,7 @@ def several(server: ScriptedSmtpServer) -> dict[str, AgentEmailAccount]:
         ({"q": "Agent 5"}, {"blocked"}),
         ({"q": "smtp2.example"}, {"failing"}),
     ],
-    ids=str,
+    ids=lambda value: str(value if isinstance(value, dict) else sorted(value)),
 )
 def test_mailboxes_are_filtered_by_how_they_are(
     staff: Client, several: dict[str, AgentEmailAccount], query: dict[str, str], expected: set[str]
