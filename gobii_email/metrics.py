@@ -129,7 +129,7 @@ OAUTH_REFRESHES = Counter(
 )
 POOL_EVENTS = Counter(
     "gobii_email_pool_events_total",
-    "SMTP connections: opened, reused within a turn or from the pool, found stale, closed.",
+    "SMTP connections: opened, reused for another mail, or found stale when they were to be.",
     ("event",),
 )
 DECRYPT_FAILURES = Counter(
@@ -142,22 +142,27 @@ LIMITER_UNAVAILABLE = Counter(
     "gobii_email_limiter_unavailable_total", "Turns that Redis did not let begin or go on, by not answering."
 )
 
-MESSAGES = Gauge("gobii_email_messages", "Messages that are not over, by status.", ("status",))
-QUEUED = Gauge("gobii_email_queued", "Attempts that wait.")
+GAUGES_READ = Gauge(
+    "gobii_email_gauges_read", "Whether the gauges below could be read: 1, or 0 and none is here."
+)
+MESSAGES = Gauge("gobii_email_messages", "Messages queued, being sent or in doubt.", ("status",))
 READY = Gauge("gobii_email_ready", "Attempts that a free worker would take now.")
 OLDEST_WAITING = Gauge(
-    "gobii_email_oldest_ready_seconds", "Since when the oldest attempt waits that nothing holds back."
+    "gobii_email_oldest_waiting_seconds", "Age of the oldest attempt whose time has come, whatever holds it."
 )
-IN_DOUBT = Gauge("gobii_email_in_doubt", "Attempts in doubt.")
-ACCOUNTS = Gauge("gobii_email_accounts", "Accounts in use, by what they are allowed.", ("state", "provider"))
+OLDEST_READY = Gauge(
+    "gobii_email_oldest_ready_seconds",
+    "How long the oldest attempt waits that nothing holds: too few workers.",
+)
+ACCOUNTS = Gauge("gobii_email_accounts", "Accounts in use.", ("state", "provider"))
 BACKOFF = Gauge(
     "gobii_email_accounts_in_backoff",
     "Accounts in use that do not send or receive freely; one may be counted under several causes.",
     ("provider", "cause"),
 )
-AUTH_TROUBLE = Gauge(
-    "gobii_email_accounts_in_trouble",
-    "Accounts in use that have to sign in again or that their provider stopped, each counted once.",
+HELD_BACK = Gauge(
+    "gobii_email_accounts_held_back",
+    "Accounts in use that sign-in, a block, a setting or a server keeps from working, each once.",
     ("provider",),
 )
 LANES_WAITING = Gauge("gobii_email_lanes_waiting", "Senders whose mail waits as a whole.", ("code",))

@@ -135,6 +135,11 @@ def watchers() -> Attendance:
 
 
 @lru_cache(maxsize=1)
+def ticks() -> Attendance:
+    return RedisAttendance(config().redis_url, "gobii:ticks")
+
+
+@lru_cache(maxsize=1)
 def tallies() -> Tallies:
     return RedisTallies(config().redis_url)
 
@@ -207,6 +212,7 @@ _MADE_ONCE = (
     mail_reader,
     sent_folders,
     tallies,
+    ticks,
     token_issuers,
     watchers,
 )

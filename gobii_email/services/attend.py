@@ -70,6 +70,16 @@ def watchers() -> dict[str, tuple[str, datetime]]:
     return _seen(wiring.watchers())
 
 
+def ticks() -> dict[str, tuple[str, datetime]]:
+    """As `dispatchers`, of workers that carried out what beat asked for."""
+    return _seen(wiring.ticks())
+
+
+def note_tick() -> None:
+    """Beat has ticked, and a worker took it up: this one."""
+    wiring.ticks().note(f"{socket.gethostname()}:{os.getpid()} {VERSIONS}")
+
+
 def _seen(book: Attendance) -> dict[str, tuple[str, datetime]]:
     found = {}
     for name, at in book.seen().items():

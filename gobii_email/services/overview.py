@@ -10,13 +10,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db.models import CharField, Count, Exists, Func, IntegerField, Min, OuterRef, Q, Value
+from django.db.models import CharField, Count, Exists, Func, IntegerField, OuterRef, Q, Value
 from django.db.models.functions import Cast, Concat
 
 from gobii_email.domain.classification import AccountState, Scope
 from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus
 from gobii_email.models import AgentEmailAccount, MailHost, OutboundMessageAttempt
 from gobii_email.services.browse import Whose
+from gobii_email.services.take_stock import waiting
 
 DAY = timedelta(hours=24)
 HOUR = timedelta(hours=1)
@@ -77,16 +78,11 @@ class Overview:
 
 def overview(whose: Whose, now: datetime) -> Overview:
     """In three statements; each reads an index, and the rows of the day at most."""
-    waiting = (
-        whose.attempts()
-        .filter(status=AttemptStatus.QUEUED)
-        .order_by()
-        .aggregate(count=Count("pk"), oldest=Min("queued_at", filter=Q(not_before__lte=now)))
-    )
+    found = waiting(whose.attempts(), now)
     hours = _hours(whose, now)
     has_failed = any(hour.failed for hour in hours)
     avoidable = _avoidable_failures(whose, now) if has_failed else 0
-    return Overview(waiting["count"], waiting["oldest"], hours, avoidable)
+    return Overview(found.queued, found.oldest, hours, avoidable)
 
 
 class _HourOf(Func):
@@ -159,7 +155,7 @@ def _accounts_in_need(whose: Whose, now: datetime) -> Iterator[Need]:
     is_held = ~Q(state=AccountState.ACTIVE) & (Q(state_until__isnull=True) | Q(state_until__gt=now))
     has_failed = ~Q(smtp_error="") | ~Q(imap_error="")
     is_unfinished = Q(is_outbound_enabled=False, smtp_tested_fingerprint="")
-    rows = whose.accounts().filter(is_held | has_failed | is_unfinished)
+    rows = whose.accounts().filter(is_held | has_failed | is_unfinished).select_related("mailbox")
     for account in rows.order_by("-updated_at")[:MOST_NEEDS]:
         yield _need_of(account, now)
 
@@ -171,6 +167,9 @@ def _need_of(account: AgentEmailAccount, now: datetime) -> Need:
         label = AgentEmailAccount.State(state).label
         what = f"{label}: {account.state_reason}" if account.state_reason else str(label)
         return Need("held", address, what, account.state_until, account_id=pk)
+    mailbox = getattr(account, "mailbox", None)
+    if mailbox is not None and mailbox.hold_code and account.is_inbound_enabled:
+        return Need("unread", address, f"Its mail is not read: {mailbox.hold_reason}", account_id=pk)
     if problem := account.smtp_error or account.imap_error:
         return Need("failing", address, problem, account_id=pk)
     return Need("unfinished", address, "It is not connected yet: test it, then enable it.", account_id=pk)

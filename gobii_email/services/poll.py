@@ -25,8 +25,8 @@ from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import ImapServer, LeaseLost, MailboxUnreadable
 from gobii_email.services.fetch import Fetching
-from gobii_email.services.measure import polled
 from gobii_email.services.mailbox_lease import MailboxLease, take
+from gobii_email.services.measure import polled
 from gobii_email.services.poll_schedule import (
     hand_out_polls,
     heal,

@@ -9,19 +9,15 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 from django.db.models import (
-    CharField,
     Count,
-    Exists,
     IntegerField,
     Max,
-    Min,
     OuterRef,
     Q,
     QuerySet,
     Subquery,
-    Value,
 )
-from django.db.models.functions import Cast, Coalesce, Concat
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from gobii_email.domain.classification import AccountState
@@ -35,7 +31,7 @@ from gobii_email.models import (
     OutboundMessageAttempt,
     PersistentAgentMessage,
 )
-from gobii_email.services import allow
+from gobii_email.services import allow, take_stock
 from gobii_email.services.tell import clock_time
 
 Row = dict[str, Any]
@@ -70,22 +66,12 @@ def queue_document(now: datetime, limit: int) -> Row:
 
 def _waiting(now: datetime) -> Row:
     """Ready is what a free worker would take: due, and its sender's lane waits for nothing."""
-    lane = "from_endpoint__lane__"
-    is_free = (
-        Q(**{f"{lane}look_at__isnull": True}) | Q(**{f"{lane}look_at__lte": now}) | Q(**{f"{lane}code": ""})
-    )
-    is_due = Q(not_before__lte=now)
-    waiting = OutboundMessageAttempt.objects.filter(status=AttemptStatus.QUEUED).aggregate(
-        queued=Count("pk"),
-        ready=Count("pk", filter=is_due & is_free & Q(due_at__lte=now)),
-        oldest=Min("queued_at", filter=is_due),
-    )
-    oldest = waiting["oldest"]
+    found = take_stock.waiting(OutboundMessageAttempt.objects.all(), now)
     return {
-        "attempts": waiting["queued"],
-        "ready": waiting["ready"],
-        "oldest_queued_at": oldest,
-        "oldest_seconds": int((now - oldest).total_seconds()) if oldest else None,
+        "attempts": found.queued,
+        "ready": found.ready,
+        "oldest_queued_at": found.oldest,
+        "oldest_seconds": int(found.oldest_seconds(now)) if found.oldest else None,
     }
 
 
@@ -106,22 +92,16 @@ _OF_LANES = ("rate_limit", "limiter_away")
 def _causes(now: datetime) -> Row:
     """An account may be counted under several."""
     states = [state for state in AccountState if state is not AccountState.ACTIVE]
-    host = Concat(OuterRef("smtp_host"), Value(":"), Cast(OuterRef("smtp_port"), CharField()))
-    is_left_alone = Exists(MailHost.objects.filter(backoff_until__gt=now, name=host))
     counts = AgentEmailAccount.objects.aggregate(
-        **{str(state): Count("pk", filter=Q(state=state) & _is_in_force(now)) for state in states},
-        host_backoff=Count("pk", filter=Q(is_left_alone)),
+        **{str(state): Count("pk", filter=Q(state=state) & take_stock.is_in_force(now)) for state in states},
+        host_backoff=Count("pk", filter=Q(take_stock.is_host_left_alone(now))),
     )
-    lanes = dict(_lanes(now).order_by().values_list("code").annotate(Count("pk")))
+    lanes = take_stock.lanes_waiting(now)
     return {
         **counts,
         "learned": allow.slowed_down(now),
         **{code: lanes.get(code, 0) for code in _OF_LANES},
     }
-
-
-def _is_in_force(now: datetime) -> Q:
-    return Q(state_until__isnull=True) | Q(state_until__gt=now)
 
 
 def _lanes(now: datetime) -> QuerySet[Lane]:
@@ -141,7 +121,7 @@ def _queued_of(endpoint: str) -> Coalesce:
 
 
 def _held_accounts(now: datetime, limit: int) -> list[Row]:
-    held = AgentEmailAccount.objects.exclude(state=AccountState.ACTIVE).filter(_is_in_force(now))
+    held = AgentEmailAccount.objects.exclude(state=AccountState.ACTIVE).filter(take_stock.is_in_force(now))
     rows = held.order_by("endpoint__address").annotate(waiting=_queued_of("endpoint"))
     found = rows.values_list("endpoint__address", "state", "state_reason", "state_until", "waiting")
     return [_row("state", *values) for values in found[:limit]]
