@@ -29,6 +29,7 @@ _ENVIRONMENT_ONLY = {"CELERY_BROKER_URL"}
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _LONGEST_SPAN_SECONDS = 36_525 * 86_400
+SHORTEST_KEPT = timedelta(days=2)
 
 
 def flag(text: str) -> bool:
@@ -54,6 +55,14 @@ def span(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def kept(text: str) -> timedelta | None:
+    """How long something is kept; None, for ever, where nothing is said."""
+    found = span(text) if text.strip() else None
+    if found is not None and found < SHORTEST_KEPT:
+        raise ValueError(f"{text!r} is less than 2d: limits and late answers need the last days")
+    return found
+
+
 def spans(text: str) -> tuple[timedelta, ...]:
     return tuple(span(part) for part in text.split(",") if part.strip())
 
@@ -73,6 +82,17 @@ def share(text: str) -> float:
 
 def words(text: str) -> tuple[str, ...]:
     return tuple(part.strip().lower() for part in text.split(",") if part.strip())
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `least` on."""
+
+    def parse(text: str) -> int:
+        if number(text) < least:
+            raise ValueError(f"{text!r} is less than {least}")
+        return number(text)
+
+    return parse
 
 
 def one_of(*names: str) -> Callable[[str], str]:
@@ -284,7 +304,10 @@ class Config:
         "processor time to understand one received mail; thrice this in all",
     )
     reading_memory_bytes: int = setting(
-        "GOBII_READING_MEMORY_BYTES", number, "536870912", "address space of the process that reads mail"
+        "GOBII_READING_MEMORY_BYTES",
+        at_least(268_435_456),
+        "536870912",
+        "address space of the process that reads mail",
     )
     email_received_task: str = setting(
         "EMAIL_RECEIVED_TASK", str, "", "Celery task to run with the id of each received message"
@@ -323,6 +346,24 @@ class Config:
     )
     proxies: int = setting(
         "GOBII_PROXIES", number, "0", "reverse proxies before `web`, each of which adds to X-Forwarded-For"
+    )
+    keep_bodies: timedelta | None = setting(
+        "GOBII_KEEP_BODIES", kept, "", "bodies and files of messages, sent and received; empty: for ever"
+    )
+    keep_events: timedelta | None = setting(
+        "GOBII_KEEP_EVENTS", kept, "", "the timeline of messages that are over; empty: as long as the message"
+    )
+    keep_messages: timedelta | None = setting(
+        "GOBII_KEEP_MESSAGES",
+        kept,
+        "",
+        "messages that are over, with attempts, recipients and idempotency keys; empty: for ever",
+    )
+    keep_received: timedelta | None = setting(
+        "GOBII_KEEP_RECEIVED", kept, "", "received mail as it came, after it was read; empty: for ever"
+    )
+    keep_tests: timedelta | None = setting(
+        "GOBII_KEEP_TESTS", kept, "", "reports of connection tests; empty: for ever"
     )
     metrics_dir: str = setting(
         "GOBII_METRICS_DIR", str, "", "where processes add up counts; empty: `metrics` under GOBII_VAR"
