@@ -11,7 +11,7 @@ from django.utils import timezone
 from gobii_email import api
 from gobii_email.domain.inbound_mail import read_inbound
 from gobii_email.domain.lifecycle import Move, Provider
-from gobii_email.domain.outcomes import Accepted, Cause, Lost
+from gobii_email.domain.outcomes import Accepted, Cause, Lost, Refused
 from gobii_email.domain.returned_mail import read_mail
 from gobii_email.domain.smtp_replies import Reply, Stage
 from gobii_email.models import (
@@ -304,6 +304,15 @@ def test_a_mail_that_is_not_handed_over_cannot_bounce() -> None:
     assert state(attempt)[0] == "queued" and "no server took" in mail.reason
 
 
+def test_a_mail_that_was_refused_at_once_cannot_bounce() -> None:
+    attempt = row_of(taken(submitted(A)))
+    reply = Reply(550, "5.7.1", "Not from you")
+    assert settle(attempt, Refused(Stage.RCPT, reply, {A: reply}), provider=Provider.SMTP, now=timezone.now())
+    for by in ("attempt", "message"):
+        assert not told(report(attempt, by=by))
+    assert state(attempt) == ("failed", "failed", {A: "refused"})
+
+
 def test_a_report_that_overtakes_our_own_note_is_read_again_later() -> None:
     work = taken(submitted())
     attempt = OutboundMessageAttempt.objects.get(pk=work.id)
@@ -386,6 +395,23 @@ def test_the_repetition_still_goes_to_whom_the_server_had_put_off() -> None:
     assert state(attempt) == ("failed", "queued", {A: "bounced", B: "deferred"})
     assert settle(row_of(taken(attempt.message)), TAKEN, provider=Provider.SMTP, now=timezone.now())
     assert state(attempt) == ("failed", "partially_sent", {A: "bounced", B: "accepted"})
+
+
+def test_who_is_named_had_the_mail_though_a_server_had_put_them_off_before() -> None:
+    first = row_of(taken(submitted(A)))
+    later = Reply(451, "4.7.1", "Greylisted")
+    assert settle(first, Refused(Stage.RCPT, later, {A: later}), provider=Provider.SMTP, now=timezone.now())
+    now = timezone.now()
+    OutboundMessageAttempt.objects.filter(status="queued").update(due_at=now, not_before=now)
+    second = row_of(taken(first.message))
+    mark(second)
+    lost = Lost(Stage.DOT, Cause.CONNECTION_LOST, "The line went dead.", is_marked=True)
+    assert settle(second, lost, provider=Provider.SMTP, now=timezone.now())
+    again = repeated(second)
+    assert told(report(second, A))
+    again.refresh_from_db()
+    assert again.status == "cancelled"
+    assert state(second) == ("failed", "failed", {A: "bounced"})
 
 
 def test_a_bounce_of_a_mail_that_is_being_repeated_waits_for_the_outcome() -> None:
