@@ -51,6 +51,13 @@ worker_enable_remote_control = True
 
 enable_utc = True
 timezone = "UTC"
-beat_schedule: dict[str, object] = {}
+beat_schedule: dict[str, object] = {
+    # Housekeeping only. What comes too late, or twice because two beats run, does nothing.
+    "prune": {
+        "task": "gobii_email.prune",
+        "schedule": 3600.0,  # seconds
+        "options": {"queue": CONTROL_QUEUE, "expires": 3000},
+    },
+}
 beat_max_loop_interval = 30  # seconds, so that a beat which does not tick is soon found
 beat_enable_remote_control = True  # answers `email_doctor` while it ticks

@@ -7,6 +7,7 @@ from celery import Task
 
 from gobii_email.services import deliver as delivery
 from gobii_email.services import poll as polling
+from gobii_email.services import prune as pruning
 from gobii_email.services import receive as receiving
 from gobii_email.services import visit
 from worker.celery import app
@@ -71,3 +72,14 @@ def look_for_copy(attempt_id: str, **_: Any) -> str:
         logger.exception("task.failed", extra={"attempt_id": attempt_id})
         raise TaskFailed(f"{type(problem).__name__}; the log says more, it is looked for again") from None
     return f"{attempt_id} → {outcome}"
+
+
+@app.task(name="gobii_email.prune", ignore_result=True)
+def prune(**_: Any) -> str:
+    """Lets go of what is older than the settings keep. Doubled calls share the work."""
+    try:
+        done = pruning.prune()
+    except Exception as problem:
+        logger.exception("task.failed")
+        raise TaskFailed(f"{type(problem).__name__}; the log says more, beat calls again") from None
+    return ", ".join(f"{kind} {count}" for kind, count in done.items()) or "everything is kept"

@@ -138,6 +138,7 @@ class ReceivedMail(models.Model):
             models.Index(fields=["endpoint", "rfc_message_id"], name="received_rfc_id_idx"),
             models.Index(fields=["-stored_at"], name="received_newest_idx"),
             models.Index(fields=["stored_at"], condition=Q(state="stored"), name="received_unread_idx"),
+            models.Index(fields=["stored_at"], condition=Q(raw__isnull=False), name="received_raw_idx"),
             models.Index(
                 fields=["read_at"],
                 condition=Q(state="received", announced_at__isnull=True),

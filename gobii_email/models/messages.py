@@ -76,6 +76,9 @@ class PersistentAgentMessage(models.Model):
     idempotency_key = models.CharField(max_length=255, null=True, blank=True)
     content_hash = models.CharField(max_length=64, blank=True)
     traceparent = models.CharField(max_length=64, blank=True)
+    emptied_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="since when its body and files are not kept any more"
+    )
 
     class Meta:
         verbose_name = "message"
@@ -83,6 +86,9 @@ class PersistentAgentMessage(models.Model):
         indexes = [
             models.Index(fields=["-timestamp"], name="message_newest_idx"),
             models.Index(fields=["rfc_message_id"], name="message_rfc_id_idx"),
+            models.Index(
+                fields=["timestamp"], condition=Q(emptied_at__isnull=True), name="message_with_body_idx"
+            ),
             models.Index(
                 fields=["from_endpoint", "-timestamp"],
                 condition=Q(is_automatic=True),

@@ -57,7 +57,9 @@ def retry(
     with transaction.atomic():
         # Attempts before their message, in the order in which everybody locks them.
         _lock_attempts(message)
-        PersistentAgentMessage.objects.select_for_update().values_list("pk").get(pk=message.pk)
+        rows = PersistentAgentMessage.objects.select_for_update().values_list("emptied_at", flat=True)
+        if rows.get(pk=message.pk) is not None:
+            raise NotPossible("What the message said is not kept any more; write it anew.")
         _extend_life(message, now, use_default_transport)
         attempt = open_attempt(message)
         attempt = _queue_ended(message, now, by) if attempt is None else _make_due(attempt, now, by)
