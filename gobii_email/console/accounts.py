@@ -26,6 +26,7 @@ from gobii_email.domain.providers import provider_of_host
 from gobii_email.models import AgentEmailAccount, ConnectionTest, Mailbox, MailHost
 from gobii_email.services import accounts as services
 from gobii_email.services import allow, authorize, browse, diagnose, hold, suppress
+from gobii_email.services import disconnect as disconnecting
 from gobii_email.services.accounts import InvalidAccount
 from gobii_email.services.authorize import AuthorizationRefused
 from gobii_email.services.browse import Whose
@@ -317,7 +318,7 @@ def connect(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
 
 @_act
 def disconnect(request: HttpRequest, found: AgentEmailAccount) -> HttpResponse:
-    return _done(request, found, authorize.disconnect(found).text, _reason(request))
+    return _done(request, found, disconnecting.disconnect(found).text, _reason(request))
 
 
 @page("GET", "HEAD", "POST")

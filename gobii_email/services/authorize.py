@@ -1,65 +1,30 @@
-"""Connecting a mailbox by signing in with its provider, and disconnecting it again.
+"""Connecting a mailbox by signing in with its provider: the way there and back.
 
 A sign-in belongs to one user, account and provider, and is good once, for ten minutes. Whose mailbox was
-signed in to is taken from the verified id token alone, and has to be the account's own address. How the
-tokens are kept fresh afterwards is told in renew.
+signed in to is taken from the verified id token alone, and has to be the account's own address. What it
+changes is decided in adopt; how the tokens are kept fresh afterwards is told in renew.
 """
 
 import hashlib
 import logging
 import secrets
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from django.contrib.auth.base_user import AbstractBaseUser
-from django.db import transaction
 from django.utils import timezone
 
 from gobii_email import wiring
 from gobii_email.conf import is_private_way
-from gobii_email.domain.account_document import InvalidAccount
-from gobii_email.domain.classification import AccountState
-from gobii_email.domain.oauth_tokens import (
-    Denied,
-    OAuthService,
-    Tokens,
-    granted,
-    is_personal,
-    mailboxes_of,
-    service_named,
-)
-from gobii_email.domain.providers import providers
+from gobii_email.domain.oauth_tokens import Denied, OAuthService, Tokens, mailboxes_of, service_named
 from gobii_email.domain.secret import Secret
 from gobii_email.encryption import SecretContext, SecretsEncryption, SecretUnreadable
 from gobii_email.models import AgentEmailAccount, AgentEmailOAuthCredential, OAuthRequest
 from gobii_email.ports import SignInRequest, TokenIssuer, UnverifiedIdentity
-from gobii_email.services import hold
-from gobii_email.services.accounts import SIDES, disable, edit_account, save_account, takes_tokens
+from gobii_email.services.adopt import AuthorizationRefused, SignedIn, adopt, fitting_sides
 from gobii_email.services.record import release_connection
-from gobii_email.services.renew import (
-    ReconnectNeeded,
-    TokenUnavailable,
-    access_token,
-    renewed_token,
-    revoke,
-)
 
-__all__ = [
-    "AuthorizationRefused",
-    "Disconnected",
-    "ReconnectNeeded",
-    "TokenUnavailable",
-    "access_token",
-    "begin",
-    "configured_providers",
-    "deny",
-    "disconnect",
-    "finish",
-    "renewed_token",
-]
+__all__ = ["AuthorizationRefused", "begin", "configured_providers", "deny", "finish"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,18 +33,6 @@ KEPT_FOR = timedelta(days=1)
 """How long a sign-in is remembered after its end, so that a second use of it is told from a forged one."""
 
 User = AbstractBaseUser | None
-
-
-class AuthorizationRefused(Exception):
-    """No sign-in came about: one sentence with the reason and what to do. Nothing was changed.
-
-    `why` is a short word for logs. `spares_grant` says that what the provider granted is needed elsewhere.
-    """
-
-    def __init__(self, why: str, text: str, *, spares_grant: bool = False) -> None:
-        super().__init__(text)
-        self.why = why
-        self.spares_grant = spares_grant
 
 
 def configured_providers() -> tuple[str, ...]:
@@ -98,7 +51,7 @@ def begin(account: AgentEmailAccount, provider: str, user: User, redirect_uri: s
     """
     issuer = _issuer(provider)
     _require_safe(redirect_uri)
-    _sides_for(account, issuer.service)
+    fitting_sides(account, issuer.service)
     request = SignInRequest(
         address=account.endpoint.address,
         redirect_uri=redirect_uri,
@@ -175,28 +128,12 @@ def _finished(row: OAuthRequest, code: Secret) -> AgentEmailAccount:
         raise AuthorizationRefused(answer.error, _without_code(issuer.service, answer))
     try:
         signed_in = _signed_in(issuer, answer, request)
-        return _connect(row.account_id, signed_in)
+        return adopt(row.account_id, signed_in)
     except AuthorizationRefused as refusal:
         release_connection()
         if not refusal.spares_grant:
             issuer.revoke(answer.refresh_token or answer.access_token)
         raise
-
-
-@dataclass(frozen=True, slots=True)
-class _SignedIn:
-    """A verified sign-in to the mailbox `address`."""
-
-    service: OAuthService
-    address: str
-    tokens: Tokens
-    claims: Mapping[str, Any]
-
-    @property
-    def allows(self) -> dict[str, bool]:
-        """Whether sending ("smtp") and receiving ("imap") were allowed."""
-        scopes = granted(self.service, self.tokens.scope)
-        return {"smtp": self.service.sends in scopes, "imap": self.service.receives in scopes}
 
 
 # Whose sign-in it is
@@ -238,7 +175,7 @@ def _request_of(row: OAuthRequest) -> SignInRequest:
     return SignInRequest(row.account.endpoint.address, row.redirect_uri, Secret(""), row.nonce, verifier)
 
 
-def _signed_in(issuer: TokenIssuer, tokens: Tokens, request: SignInRequest) -> _SignedIn:
+def _signed_in(issuer: TokenIssuer, tokens: Tokens, request: SignInRequest) -> SignedIn:
     """Raises AuthorizationRefused unless it is the very mailbox that the sign-in was begun for."""
     service = issuer.service
     if tokens.id_token is None:
@@ -253,7 +190,7 @@ def _signed_in(issuer: TokenIssuer, tokens: Tokens, request: SignInRequest) -> _
     mailboxes = mailboxes_of(service, claims)
     if request.address.lower() not in mailboxes:
         raise _other_mailbox(service, request.address, mailboxes)
-    return _SignedIn(service, request.address, tokens, claims)
+    return SignedIn(service, request.address, tokens, claims)
 
 
 def _other_mailbox(service: OAuthService, wanted: str, mailboxes: tuple[str, ...]) -> AuthorizationRefused:
@@ -270,133 +207,6 @@ def _without_code(service: OAuthService, answer: Denied) -> str:
     if answer.error == "invalid_grant":
         return f"{service.name} did not accept the sign-in: it is too old, or was used already. Begin again."
     return f"{answer.text} Nothing was connected."
-
-
-# What a sign-in changes
-
-
-def _connect(account_id: uuid.UUID, signed_in: _SignedIn) -> AgentEmailAccount:
-    service = signed_in.service
-    if not any(signed_in.allows.values()):
-        text = f"Neither sending nor receiving was allowed. Begin again, and tick {service.name}'s boxes."
-        raise AuthorizationRefused("no_scope", text)
-    with transaction.atomic():
-        accounts = AgentEmailAccount.objects.select_for_update(of=("self",)).select_related("endpoint")
-        account = accounts.filter(pk=account_id).first()
-        if account is None:
-            raise AuthorizationRefused("account_gone", "The mailbox was removed meanwhile. Add it again.")
-        account.oauth_credential = _credential(account, signed_in)
-        _use_sign_in(account, signed_in)
-        _end_hold(account)
-    logger.info("oauth.connected", extra={"account_id": str(account.pk), "provider": service.key})
-    return account
-
-
-def _credential(account: AgentEmailAccount, signed_in: _SignedIn) -> AgentEmailOAuthCredential:
-    stored = AgentEmailOAuthCredential.objects.select_for_update().filter(account=account).first()
-    credential = stored or AgentEmailOAuthCredential(account=account)
-    if credential.provider != signed_in.service.key:
-        # What another provider issued is of no use, and bound to its name.
-        credential.provider, credential.refresh_token_encrypted = signed_in.service.key, None
-    if signed_in.tokens.refresh_token is None and credential.refresh_token_encrypted is None:
-        text = f"{signed_in.service.name} gave no lasting access. Remove this app at {{}} and sign in again."
-        raise AuthorizationRefused("no_refresh_token", text.format(signed_in.service.consents_at))
-    credential.take_over(signed_in.tokens, timezone.now())
-    credential.metadata = {
-        "mailbox": signed_in.address,
-        "subject": str(signed_in.claims.get("sub", "")),
-        "tenant": str(signed_in.claims.get("tid", "")),
-    }
-    credential.save()
-    return credential
-
-
-def _use_sign_in(account: AgentEmailAccount, signed_in: _SignedIn) -> None:
-    """Switches the sides over that the sign-in is good for, and fills in servers that nobody named."""
-    changes: dict[str, object] = {}
-    for side in _sides_for(account, signed_in.service):
-        if signed_in.allows[side]:
-            changes |= {f"{side}_auth": account.AuthMode.OAUTH2, f"{side}_username": signed_in.address}
-            changes |= {} if getattr(account, f"{side}_host") else _server(side, signed_in)
-        elif getattr(account, f"{side}_auth") == account.AuthMode.OAUTH2:
-            changes[SIDES[side]] = False
-    try:
-        save_account(account, edit_account(account, changes, has_new_token=True))
-    except InvalidAccount as problem:
-        text = f"The mailbox's settings do not fit a sign-in: {problem}"
-        raise AuthorizationRefused("settings", text) from None
-
-
-def _server(side: str, signed_in: _SignedIn) -> dict[str, object]:
-    ids = signed_in.service.mail_providers
-    wanted = ids[-1] if is_personal(signed_in.claims) else ids[0]
-    known = next(provider for provider in providers() if provider.id == wanted)
-    found = known.smtp if side == "smtp" else known.imap
-    assert found is not None
-    return {f"{side}_host": found.host, f"{side}_port": found.port, f"{side}_security": found.security}
-
-
-def _end_hold(account: AgentEmailAccount) -> None:
-    if account.state == AccountState.AUTH_NEEDED:
-        account.smtp_error = account.imap_error = account.connection_error = ""
-        account.save(update_fields=["smtp_error", "imap_error", "connection_error"])
-        hold.resume(account)
-
-
-def _sides_for(account: AgentEmailAccount, service: OAuthService) -> list[str]:
-    """Of smtp and imap, those whose server may be shown the service's tokens; at least one.
-
-    Raises AuthorizationRefused where there is none, or where a token would go to any other host.
-    """
-    fitting = [side for side in SIDES if takes_tokens(getattr(account, f"{side}_host"), service)]
-    unfit = [side for side in SIDES if side not in fitting]
-    if not fitting or any(getattr(account, f"{side}_auth") == account.AuthMode.OAUTH2 for side in unfit):
-        hosts = " and ".join(dict.fromkeys(getattr(account, f"{side}_host") for side in unfit))
-        text = (
-            f"{hosts} is not a mail server of {service.name}, so a sign-in with {service.name} is of no use "
-            f"there. Leave the servers empty, or set those of {service.name}."
-        )
-        raise AuthorizationRefused("servers", text)
-    return fitting
-
-
-# And back
-
-
-@dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The tokens are gone here; `is_revoked` says whether they are void, `text` what is left to do."""
-
-    is_revoked: bool
-    text: str
-
-
-def disconnect(account: AgentEmailAccount) -> Disconnected:
-    """Forgets the account's tokens, switches off what used them, and revokes them at the provider.
-
-    Its mail waits until the mailbox is connected again. A provider that does not answer, or has no such
-    endpoint (Microsoft), leaves the grant to its owner to withdraw; the tokens are forgotten in any case.
-    """
-    with transaction.atomic():
-        is_used = [getattr(account, f"{side}_auth") == account.AuthMode.OAUTH2 for side in SIDES]
-        disable(account, outbound=is_used[0], inbound=is_used[1])
-        OAuthRequest.objects.filter(account=account.pk).delete()
-        credential = AgentEmailOAuthCredential.objects.filter(account=account.pk).first()
-        if credential is None:
-            return Disconnected(True, "The mailbox was not connected by a sign-in.")
-        AgentEmailOAuthCredential.objects.filter(pk=credential.pk).delete()
-    is_revoked = revoke(credential)
-    return Disconnected(is_revoked, _farewell(credential, is_revoked=is_revoked))
-
-
-def _farewell(credential: AgentEmailOAuthCredential, *, is_revoked: bool) -> str:
-    if is_revoked:
-        return "The mailbox is disconnected, and its access at the provider has been withdrawn."
-    where = f" at {credential.service.consents_at}" if credential.service else ""
-    return (
-        "The mailbox is disconnected and its tokens are deleted here. Its owner can withdraw the access at "
-        f"the provider as well{where}."
-    )
 
 
 # Small change

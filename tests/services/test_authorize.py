@@ -20,6 +20,7 @@ from gobii_email.models import (
 )
 from gobii_email.services import accounts, authorize, hold
 from gobii_email.services.authorize import AuthorizationRefused
+from gobii_email.services.disconnect import disconnect
 from gobii_email.testing.oauth_server import LocalOAuthProvider, error
 from tests.conftest import RecordingDoorbell, connect
 from tests.oauth import ADDRESS, BACK, PEOPLE, PERSONAL, registered, sign_in, switch_on, unconnected
@@ -385,7 +386,7 @@ def test_disconnecting_revokes_deletes_and_holds(
     switch_on(account)
     message = api.send_agent_email(from_endpoint=ADDRESS, to="to@rcpt.example", subject="x", body="y")
     begun = google.sign_in(authorize.begin(account, "google", None, BACK))
-    done = authorize.disconnect(account)
+    done = disconnect(account)
     assert done.is_revoked and "withdrawn" in done.text
     assert len(google.revoked) == 1 and not google.refresh_tokens
     account.refresh_from_db()
@@ -401,7 +402,7 @@ def test_where_nothing_can_be_revoked_the_owner_is_told_where_to(
     with registered(settings, service) as provider:
         account = sign_in(unconnected(endpoint), provider, service)
         provider.faults.answers["/revoke"] = [error("server_error", 500)]
-        done = authorize.disconnect(account)
+        done = disconnect(account)
     assert not done.is_revoked and f"{service}.com" in done.text
     assert not AgentEmailOAuthCredential.objects.exists()
 

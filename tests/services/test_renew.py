@@ -29,9 +29,10 @@ from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
-from gobii_email.services import authorize, diagnose, renew
+from gobii_email.services import diagnose, renew
 from gobii_email.services.accounts import apply_account
 from gobii_email.services.deliver import deliver
+from gobii_email.services.disconnect import disconnect
 from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token, renewed_token
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.imap_server import ScriptedImapServer
@@ -559,7 +560,7 @@ def test_tokens_of_a_mailbox_that_was_disconnected_meanwhile_are_not_stored(
 
     def refresh(*given: Any) -> Any:
         answer = real(*given)
-        authorize.disconnect(account)
+        disconnect(account)
         return answer
 
     monkeypatch.setattr(issuer, "refresh", refresh)
