@@ -177,18 +177,19 @@ class _Story:
         return is_bare_failure or returned.kind is Kind.COMPLAINT
 
     def _attempt(self, named: Sequence[OutboundMessageRecipient]) -> OutboundMessageAttempt | None:
-        """The attempt in question: the one that is named, else the latest that may have reached `named`."""
-        if self.match.attempt_id is not None:
-            asked = [attempt for attempt in self.attempts if attempt.pk == self.match.attempt_id]
-        else:
-            own = {row.attempt_id for row in named}
-            asked = [attempt for attempt in self.attempts if attempt.pk in own] + self.attempts
-        for attempt in asked:
-            if attempt.status == AttemptStatus.SENDING:
-                raise StillSending("the mail that it speaks of is being sent")
-            if may_have_been_taken(attempt):
-                return attempt
-        return None
+        """The attempt in question: the one that is named, else the latest that may have reached `named`.
+
+        Raises StillSending where its outcome is yet to be written, and nothing else explains the report.
+        """
+        is_exact = self.match.attempt_id is not None
+        own = {self.match.attempt_id} if is_exact else {row.attempt_id for row in named}
+        asked = [attempt for attempt in self.attempts if attempt.pk in own]
+        others = [] if is_exact else [attempt for attempt in self.attempts if attempt.pk not in own]
+        taken = [attempt for attempt in (*asked, *others) if may_have_been_taken(attempt)]
+        waited_for = asked if taken else [*asked, *others]
+        if any(attempt.status == AttemptStatus.SENDING for attempt in waited_for):
+            raise StillSending("the mail that it speaks of is being sent")
+        return taken[0] if taken else None
 
     def _about(self, attempt: OutboundMessageAttempt) -> None:
         self.mail.about = attempt

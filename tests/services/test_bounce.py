@@ -363,6 +363,20 @@ def test_an_answer_of_a_person_proves_that_a_doubtful_mail_had_arrived() -> None
     assert events(attempt)[-1] == "replied"
 
 
+def test_an_answer_does_not_wait_for_another_part_that_is_being_sent() -> None:
+    later = Accepted(Reply(250, "2.0.0", "OK"), {B: Reply(451, "4.7.1", "Greylisted")})
+    attempt = row_of(taken(submitted(A, B)))
+    assert settle(attempt, later, provider=Provider.SMTP, now=timezone.now())
+    now = timezone.now()
+    OutboundMessageAttempt.objects.filter(status="queued").update(due_at=now, not_before=now)
+    taken(attempt.message)
+    assert told(autoreply(attempt)) and told(report(attempt, A, by="message"))
+    assert state(attempt)[2] == {A: "bounced", B: "deferred"}
+    mail = stored(report(attempt, B, by="message"))
+    with pytest.raises(StillSending):
+        note(mail)
+
+
 def test_an_own_answer_proves_nothing() -> None:
     attempt = doubtful(A)
     mail = stored(autoreply(attempt, sender=SENDER))
