@@ -19,7 +19,17 @@ _MARKS = {
 }  # fmt: skip
 _TONES = {
     "good": {"sent", "delivered", "accepted", "ok", "active"},
-    "bad": {"failed", "refused", "bounced", "fail", "blocked", "auth_needed", "config_needed", "held"},
+    "bad": {
+        "failed",
+        "refused",
+        "bounced",
+        "fail",
+        "blocked",
+        "auth_needed",
+        "config_needed",
+        "held",
+        "unread",
+    },
     "odd": {
         "in_doubt",
         "partially_sent",
@@ -34,7 +44,7 @@ _TONES = {
 }
 _WORDS = {"ok": "passed", "fail": "failed", "warn": "warning", "auth_needed": "sign-in needed",
           "config_needed": "settings need attention", "backoff": "server left alone", "failing": "last error",
-          "unfinished": "not finished"}  # fmt: skip
+          "unfinished": "not finished", "unread": "not read"}  # fmt: skip
 
 
 @register.filter
