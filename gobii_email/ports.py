@@ -40,8 +40,8 @@ class Auth(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class SmtpServer:
-    """Where and how to submit mail: one account's settings, with its secret still opaque.
+class MailServer:
+    """Where and how to sign in to a server: one account's settings, with its secret still opaque.
 
     `secret` is the password, or the access token when `auth` is OAUTH2; None when `auth` is NONE.
     """
@@ -55,18 +55,14 @@ class SmtpServer:
 
 
 @dataclass(frozen=True, slots=True)
-class ImapServer:
-    """Where and how to read mail: one account's settings, with its secret still opaque.
+class SmtpServer(MailServer):
+    """Where mail is submitted."""
 
-    `secret` is the password, or the access token when `auth` is OAUTH2; None when `auth` is NONE.
-    """
 
-    host: str
-    port: int
-    security: Security
-    auth: Auth
-    username: str = ""
-    secret: Secret | None = None
+@dataclass(frozen=True, slots=True)
+class ImapServer(MailServer):
+    """Where mail is read, and from which folder."""
+
     folder: str = "INBOX"
 
 

@@ -52,19 +52,17 @@ def doorbell() -> Doorbell:
 @lru_cache(maxsize=1)
 def smtp_transport() -> SmtpTransport:
     settings = config()
+    step = settings.deadline_step
     return SmtpTransport(
         _dial_policy(),
         Deadlines(
-            connect=settings.deadline_connect,
-            banner=settings.deadline_step,
-            ehlo=settings.deadline_step,
-            tls=settings.deadline_step,
-            auth=settings.deadline_step,
+            banner=step,
+            ehlo=step,
+            auth=step,
             envelope=settings.deadline_envelope,
             body=settings.deadline_body,
             dot=settings.deadline_dot,
-            probe=settings.deadline_test,
-            blocked=settings.test_blocked_after,
+            **_deadlines_of_any_server(),
         ),
     )
 
@@ -97,15 +95,18 @@ def leases() -> Leases:
 
 
 def _imap_deadlines() -> ImapDeadlines:
+    step = config().deadline_step
+    return ImapDeadlines(greeting=step, command=step, **_deadlines_of_any_server())
+
+
+def _deadlines_of_any_server() -> dict[str, Any]:
     settings = config()
-    return ImapDeadlines(
-        connect=settings.deadline_connect,
-        greeting=settings.deadline_step,
-        tls=settings.deadline_step,
-        command=settings.deadline_step,
-        probe=settings.deadline_test,
-        blocked=settings.test_blocked_after,
-    )
+    return {
+        "connect": settings.deadline_connect,
+        "tls": settings.deadline_step,
+        "probe": settings.deadline_test,
+        "blocked": settings.test_blocked_after,
+    }
 
 
 @lru_cache(maxsize=1)

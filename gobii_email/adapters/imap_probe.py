@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from gobii_email.adapters.dialer import Deadline, DialFailed, DialPolicy
+from gobii_email.adapters.dialer import DialFailed, DialPolicy
 from gobii_email.adapters.imap_dialogue import ImapDeadlines, ImapDialogue
 from gobii_email.adapters.imap_session import Declined
 from gobii_email.adapters.probe import (
@@ -47,14 +47,10 @@ class ImapProbe:
         on_line: OnLine | None = None,
     ) -> None:
         self._server = server
-        self._policy = policy
-        self._within = Deadline(deadlines.probe)
         self._deadlines = replace(deadlines, greeting=min(deadlines.greeting, deadlines.probe * PATIENCE))
-        self._target = Target(server.host, server.port, policy, self._within, deadlines.blocked)
+        self._target = Target.of(server, policy, deadlines)
         self._dialogue = self._connection(on_line)
-        self._second_look = SecondLook(
-            IMAP, server.host, server.security, self._connection, self._within, _UNSPOKEN
-        )
+        self._second_look = SecondLook(IMAP, self._target, server.security, self._connection, _UNSPOKEN)
         self._folders: Sequence[str] = ()
 
     def walk(self, until: str, on_step: OnStep) -> Probe:
@@ -77,8 +73,9 @@ class ImapProbe:
         yield "select", self._examine
 
     def _connection(self, on_line: OnLine | None = None) -> ImapDialogue:
+        target = self._target
         return ImapDialogue(
-            self._server, self._policy, self._deadlines, self._within, self._target.known, on_line
+            self._server, target.policy, self._deadlines, target.deadline, target.known, on_line
         )
 
     # Steps

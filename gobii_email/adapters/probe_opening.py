@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from ipaddress import ip_address
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from gobii_email.adapters.certificate import Certificate, days_left, read_certificate
 from gobii_email.adapters.dialer import (
@@ -28,10 +28,22 @@ from gobii_email.domain.advice import advice_for
 from gobii_email.domain.diagnosis import StepStatus
 from gobii_email.domain.findings import UNREACHABLE_NAME, UNTOLD
 from gobii_email.domain.outcomes import Cause
-from gobii_email.ports import Security
+from gobii_email.ports import MailServer, Security
 
 SOON_DAYS = 14
 """A certificate that ends within so many days is warned of."""
+
+
+class ProbeDeadlines(Protocol):
+    """What the deadlines of both protocols have for a test: its whole, and when it answers about a host that
+    may not be asked for.
+    """
+
+    @property
+    def probe(self) -> timedelta: ...
+
+    @property
+    def blocked(self) -> timedelta: ...
 
 
 @dataclass(slots=True)
@@ -44,6 +56,11 @@ class Target:
     deadline: Deadline
     blocked: timedelta
     known: VettedAddresses = field(default_factory=lambda: VettedAddresses(timedelta(minutes=10)))
+
+    @classmethod
+    def of(cls, server: MailServer, policy: DialPolicy, deadlines: ProbeDeadlines) -> Self:
+        """The target of a test that begins now."""
+        return cls(server.host, server.port, policy, Deadline(deadlines.probe), deadlines.blocked)
 
     def check_policy(self) -> Found:
         require_port(self.port, self.policy)

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from gobii_email.adapters.certificate import Certificate, fetch_unverified
 from gobii_email.adapters.dialer import Deadline, ascii_host
 from gobii_email.adapters.probe import Missed
-from gobii_email.adapters.probe_opening import certificate_missed, is_about_the_certificate
+from gobii_email.adapters.probe_opening import Target, certificate_missed, is_about_the_certificate
 from gobii_email.adapters.wire import Broken, Wire
 from gobii_email.domain.advice import advice_for
 from gobii_email.domain.findings import Finding, of_wrong_security
@@ -51,27 +51,26 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SecondLook:
-    """Looks again at `host`, set to `security`; `connect` makes a connection that is not dialled yet."""
+    """Looks again at `target`, set to `security`; `connect` makes a connection that is not dialled yet."""
 
     protocol: str
-    host: str
+    target: Target
     security: Security
     connect: Callable[[], Connection]
-    within: Deadline
     expected: tuple[type[Exception], ...]
 
     def before_long(self, dialogue: Connection) -> str:
         """The greeting of `dialogue`; while a server keeps silent, whether it awaits TLS is looked at."""
         if self.security is Security.SSL:
             return dialogue.read_greeting()
-        dialogue.be_done_within(Deadline(BRIEF, within=self.within))
+        dialogue.be_done_within(Deadline(BRIEF, within=self.target.deadline))
         try:
             return dialogue.read_greeting()
         except Broken as ended:
             if ended.cause is not Cause.TIMEOUT or self._speaks_tls():
                 raise
         finally:
-            dialogue.be_done_within(self.within)
+            dialogue.be_done_within(self.target.deadline)
         return dialogue.read_greeting()
 
     def explain(self, step: str, missed: Missed, cause: Cause) -> Missed:
@@ -89,7 +88,7 @@ class SecondLook:
 
     def _with_certificate(self, missed: Missed, cause: Cause) -> Missed:
         certificate = self._look(self._certificate, None)
-        return certificate_missed(missed, cause, ascii_host(self.host), certificate)
+        return certificate_missed(missed, cause, ascii_host(self.target.host), certificate)
 
     def _certificate(self, connection: Connection) -> Certificate | None:
         if self.security is Security.STARTTLS:
@@ -107,7 +106,7 @@ class SecondLook:
     def _look(self, see: Callable[[Connection], T], otherwise: T) -> T:
         """What `see` finds on a dialled connection; `otherwise` where that does not come about."""
         with closing(self.connect()) as connection, suppress(*self.expected):
-            connection.be_done_within(Deadline(BRIEF, within=self.within))
+            connection.be_done_within(Deadline(BRIEF, within=self.target.deadline))
             connection.dial()
             return see(connection)
         return otherwise

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 
-from gobii_email.adapters.dialer import Deadline, DialFailed, DialPolicy
+from gobii_email.adapters.dialer import DialFailed, DialPolicy
 from gobii_email.adapters.probe import (
     Act,
     Found,
@@ -51,15 +51,11 @@ class SmtpProbe:
         on_line: OnLine | None = None,
     ) -> None:
         self._server = server
-        self._policy = policy
         self._local_hostname = local_hostname
-        self._within = Deadline(deadlines.probe)
         self._deadlines = replace(deadlines, banner=min(deadlines.banner, deadlines.probe * PATIENCE))
-        self._target = Target(server.host, server.port, policy, self._within, deadlines.blocked)
+        self._target = Target.of(server, policy, deadlines)
         self._dialogue = self._connection(on_line)
-        self._second_look = SecondLook(
-            SMTP, server.host, server.security, self._connection, self._within, _UNSPOKEN
-        )
+        self._second_look = SecondLook(SMTP, self._target, server.security, self._connection, _UNSPOKEN)
         self._offers: dict[str, str] = {}
 
     def walk(self, sender: str, recipient: str | None, until: str, on_step: OnStep) -> Probe:
@@ -89,10 +85,10 @@ class SmtpProbe:
             make = RecordedSession.heard_by(on_line)
         return Dialogue(
             self._server,
-            self._policy,
+            self._target.policy,
             self._deadlines,
             self._local_hostname,
-            self._within,
+            self._target.deadline,
             self._target.known,
             make_session=make,
         )
