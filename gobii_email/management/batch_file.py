@@ -29,7 +29,7 @@ _TEXTS = (
     "priority",
 )  # fmt: skip
 _ADDRESSES = ("to", "cc", "bcc")
-_KNOWN = {*_TEXTS, *_ADDRESSES, "headers"}
+_KNOWN = {*_TEXTS, *_ADDRESSES, "headers", "is_automatic"}
 # A comma between addresses, not one inside a quoted name.
 _BETWEEN = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"|")+')
 
@@ -146,8 +146,16 @@ def new_mail(document: Mapping[str, Any], *, priority: str = BULK) -> NewMail:
             idempotency_key=document.get("idempotency_key"),
             on_doubt=document.get("on_doubt"),
             priority=priority if document.get("priority") is None else document["priority"],
+            is_automatic=_flag("is_automatic", document, default=True),
         ),
     )
+
+
+def _flag(name: str, document: Mapping[str, Any], *, default: bool) -> bool:
+    value = document.get(name)
+    if not isinstance(value, bool | None):
+        raise InvalidMail(name, "it is neither true nor false", "Write it without quotation marks")
+    return default if value is None else value
 
 
 def _document(raw: bytes) -> dict[str, Any]:

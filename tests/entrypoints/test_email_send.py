@@ -386,6 +386,34 @@ def test_another_type_is_a_bad_line_and_no_traceback(endpoint, tmp_path, name, v
     assert not PersistentAgentMessage.objects.exists()
 
 
+def letter(endpoint: object) -> PersistentAgentMessage:
+    """Received from a program."""
+    return PersistentAgentMessage.objects.create(
+        is_outbound=False,
+        to_endpoint=endpoint,
+        from_address="grace@example.org",
+        body="Hi",
+        rfc_message_id="<letter@example.org>",
+        raw_payload={"provenance": {"is_automated": True}},
+    )
+
+
+def test_an_answer_to_a_program_needs_a_persons_word(endpoint):
+    message = letter(endpoint)
+    one = ("--from", SENDER, "--to", "grace@example.org", "--subject", "Re", "--body", "Hi")
+    for parent in (message.pk, message.rfc_message_id):
+        refused = run("email_send", *one, "--in-reply-to", parent, "--json")
+        assert refused.code == 1 and refused.document["error"]["field"] == "in_reply_to"
+        assert run("email_send", *one, "--in-reply-to", parent, "--approved").code == 0
+
+
+def test_a_line_of_a_batch_says_that_a_person_approved_it(endpoint, tmp_path):
+    facts = {"in_reply_to": letter(endpoint).rfc_message_id}
+    assert run("email_send", "--batch", batch(tmp_path, facts)).code == 1
+    assert run("email_send", "--batch", batch(tmp_path, facts | {"is_automatic": "no"})).code == 1
+    assert run("email_send", "--batch", batch(tmp_path, facts | {"is_automatic": False})).code == 0
+
+
 def test_half_characters_and_nul_in_subject_and_body_are_made_safe(endpoint, tmp_path):
     assert (
         run("email_send", "--batch", batch(tmp_path, {"subject": "a\ud800\0", "body": "b\udfff\0c"})).code

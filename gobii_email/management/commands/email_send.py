@@ -40,7 +40,7 @@ from gobii_email.services.write import NewMail, write, write_prepared
 GOOD = frozenset({MessageStatus.SENT, MessageStatus.DELIVERED})
 _OF_ONE_MESSAGE = (
     "sender", "to", "cc", "bcc", "subject", "body", "body_file", "attach", "in_reply_to", "header",
-    "idempotency_key", "send_at", "expires_at", "expires_in", "on_doubt",
+    "idempotency_key", "send_at", "expires_at", "expires_in", "on_doubt", "approved",
 )  # fmt: skip
 _FEW = 100
 _AT_ONCE = 500
@@ -62,6 +62,11 @@ class Command(EmailCommand):
         )
         one.add_argument("--attach", action="append", default=[], metavar="FILE", type=Path)
         one.add_argument("--in-reply-to", metavar="ID", help="a message's id or its <Message-ID>")
+        one.add_argument(
+            "--approved",
+            action="store_true",
+            help="a person approved this answer: it is not an automatic one",
+        )
         one.add_argument("--header", action="append", default=[], metavar="NAME:VALUE")
         one.add_argument("--idempotency-key", metavar="KEY", help="the same key and content is sent once")
         one.add_argument("--send-at", metavar="TIME", help="not before; ISO 8601 with a time zone")
@@ -141,6 +146,7 @@ class Command(EmailCommand):
                 idempotency_key=options["idempotency_key"],
                 on_doubt=options["on_doubt"],
                 priority=options["priority"],
+                is_automatic=not options["approved"],
             ),
         )
 
