@@ -31,7 +31,13 @@ from gobii_email.management.examinations import (
 )
 from gobii_email.management.examinations import redis as servers
 from gobii_email.management.examinations.row import Row
-from gobii_email.models import AgentEmailAccount, AgentEmailOAuthCredential, MailHost, OutboundMessageAttempt
+from gobii_email.models import (
+    AgentEmailAccount,
+    AgentEmailOAuthCredential,
+    Mailbox,
+    MailHost,
+    OutboundMessageAttempt,
+)
 from gobii_email.services import attend, overview
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.postgres import EmbeddedPostgres
@@ -198,6 +204,33 @@ def test_a_dispatcher_that_was_seen_long_ago_is_not_at_work(valkey):
     valkey.zadd("gobii:dispatchers", {"host:17 Python 3.11.7": time.time()})
     assert processes.dispatcher().status == "ok"
     valkey.delete("gobii:dispatchers")
+
+
+@pytest.mark.django_db
+def test_mailboxes_that_nobody_watches_are_a_warning_and_those_that_cannot_be_are_named(valkey):
+    assert processes.watchers() == Row("watchers", "ok", "mailboxes that ask to be watched: 0")
+    account = AgentEmailAccount(endpoint=an_endpoint(), imap_host="imap.example.org", imap_port=993)
+    account.set_imap_password(PASSWORD)
+    account.imap_tested_fingerprint = account.imap_fingerprint()
+    account.is_inbound_enabled = account.imap_idle_enabled = True
+    account.save()
+    Mailbox.objects.create(account=account, watch_problem="imap.example.org does not offer IDLE.")
+    row = processes.watchers()
+    assert row.status == "warn" and "no watcher was seen" in row.text and "run_imap_idlers" in row.hint
+    valkey.zadd("gobii:watchers", {f"host:17 {attend.VERSIONS}": time.time()})
+    row = processes.watchers()
+    assert row.status == "warn" and f"cannot be: 1 ({SENDER}); waiting for a watcher: 1" in row.text
+    valkey.set(f"gobii:lease:idle:{account.pk}", "host:17", px=60_000)
+    row = processes.watchers()
+    assert row.status == "ok" and row.text.endswith("; by host:17")
+    valkey.delete("gobii:watchers", f"gobii:lease:idle:{account.pk}")
+
+
+@pytest.mark.django_db
+def test_a_watcher_that_was_not_restarted_is_found(valkey):
+    valkey.zadd("gobii:watchers", {"host:18 Python 3.11.7, migration 0001": time.time()})
+    assert "watcher host:18" in processes.versions().text
+    valkey.delete("gobii:watchers")
 
 
 def test_a_dispatcher_that_was_not_restarted_is_found(valkey):

@@ -302,7 +302,7 @@ def test_one_statement_reads_what_is_watched_and_not_the_whole_row(
         a_mailbox(993, f"box{number}@agents.example")
     with django_assert_num_queries(1) as captured:
         assert len(list(watchable())) == 3
-    assert "smtp" not in captured.captured_queries[0]["sql"]
+    assert "smtp_password" not in captured.captured_queries[0]["sql"]
 
 
 def test_a_server_without_idle_is_told_of_once_and_left_alone(
