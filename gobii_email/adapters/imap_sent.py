@@ -29,6 +29,7 @@ from gobii_email.ports import Filed, ImapServer, LookedFor, LookFailed
 AT_ONCE = 200
 MOST_COMPARED = 1000
 """Newest mails of a folder whose headers are compared; where more came since, nothing is said."""
+HEAD_BYTES = 64 * 1024
 HEADERS_BYTES = 2 * 1024 * 1024
 CLOCKS = timedelta(days=1)
 """How much earlier than by our clock a copy may be dated."""
@@ -62,6 +63,7 @@ class ImapSentMail:
         self._names: tuple[str, ...] = ()
         self._open: Folder | None = None
         self._compared: dict[str, _Compared] = {}
+        self._filed: list[_Mail] = []
         dialogue.client.normalise_times = False
 
     def look(self, wanted: LookedFor) -> Looked:
@@ -85,10 +87,11 @@ class ImapSentMail:
             self._dialogue.be_done_within(Deadline(VISIT + span))
             with self._dialogue.asking("APPEND", span):
                 said = self._append(name, (header, message), at)
-        self._compared.pop(name, None)
-        self._open = None
         found = _APPENDED.search(said)
-        return Filed(name, *((int(found[1]), int(found[2])) if found else (None, None)))
+        filed = Filed(name, *((int(found[1]), int(found[2])) if found else (None, None)))
+        fields = read_fields(header + message[:HEAD_BYTES])
+        self._filed.append(_Mail(0, filed.uid or 0, at, fields))
+        return filed
 
     def _folders(self) -> tuple[str, ...]:
         self._names = self._names or sent_folders(self._dialogue.folders())
@@ -104,7 +107,7 @@ class ImapSentMail:
     def _copies(self, folder: Folder, wanted: LookedFor) -> list[Copy]:
         """The mails in the open folder with the wanted Message-ID."""
         compared = self._compared.setdefault(folder.name, _Compared())
-        if found := _matching(compared.mails, folder, wanted):
+        if found := _matching([*self._filed, *compared.mails], folder, wanted):
             return found
         edge = wanted.since - CLOCKS
         while not compared.reaches(edge, folder) and len(compared.mails) < MOST_COMPARED:

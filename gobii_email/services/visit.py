@@ -25,6 +25,7 @@ from gobii_email.services import learn, reconcile
 from gobii_email.services.file_sent import file_copy, files_copies, is_time_to_file
 from gobii_email.services.look import obstacle, sent_mail_of
 from gobii_email.services.record import release_connection
+from gobii_email.services.switches import switches
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ LEASE = timedelta(minutes=15)
 
 def hand_out_looks(now: datetime) -> int:
     """Rings for Sent folders that are to be visited, each once a hint's lifetime; answers for how many."""
-    if not config().byo_email_enabled or not Mailbox.objects.filter(sent_look_at__lte=now).exists():
+    if not switches().is_byo_email_enabled or not Mailbox.objects.filter(sent_look_at__lte=now).exists():
         return 0
     with transaction.atomic():
         due = Mailbox.objects.filter(sent_look_at__lte=now).order_by("sent_look_at")
@@ -70,14 +71,14 @@ def visit_sent(account_id: str, *, clock: Clock = timezone.now) -> str:
     mailbox = Mailbox.objects.filter(pk=uuid.UUID(account_id)).first()
     if account is None or mailbox is None:
         return "no such mailbox"
-    if obstacle(account, now) is not None:
-        # Doubts come back by themselves; what is ordinary waits for the next turn.
-        _leave(mailbox, None)
+    hindrance = obstacle(account, now)
+    if hindrance is not None:
+        _leave(mailbox, None if hindrance.is_lasting else now + LEASE)
         return "not now"
     has_more = learn.take_samples(account, mailbox, now, files=files_copies(account))
     copies = _take_due(account, now)
     outcome = _visit(account, copies, clock) if copies else "nothing due"
-    _leave(mailbox, _next_visit(account, clock(), has_more=has_more), outcome)
+    _leave(mailbox, _next_visit(account, clock(), has_more=has_more))
     return outcome
 
 
@@ -152,7 +153,7 @@ def _next_visit(account: AgentEmailAccount, now: datetime, *, has_more: bool) ->
     return later if nearest is None else min(nearest, later)
 
 
-def _leave(mailbox: Mailbox, at: datetime | None, outcome: str = "") -> None:
+def _leave(mailbox: Mailbox, at: datetime | None) -> None:
     """Unless somebody has asked for another visit meanwhile."""
     rows = Mailbox.objects.filter(pk=mailbox.pk)
     if mailbox.sent_look_at is None:

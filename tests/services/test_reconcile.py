@@ -132,7 +132,7 @@ def test_without_a_habit_absence_proves_nothing(scene: Scene, habit: dict[str, i
     assert statuses(attempt.message) == ["in_doubt", "in_doubt"]
     assert all("proves nothing" in text for text in told(attempt.message)) and len(told(attempt.message)) == 2
     assert "Nobody looks any more" in told(attempt.message)[-1]
-    assert 5 < scene.server.connections <= 12
+    assert 5 < scene.server.connections <= 13
     attempt.refresh_from_db()
     assert attempt.due_at is None
 
