@@ -39,7 +39,7 @@ class ImapMailboxes:
         the visit.
         """
         opening = Deadline(self._deadlines.open)
-        dialogue = ImapDialogue(server, self._policy, self._deadlines, opening, on_wait=on_wait)
+        dialogue = ImapDialogue(server, self._policy, self._deadlines, opening, on_wait=on_wait, resumes=True)
         with closing(dialogue):
             with told(server):
                 dialogue.open()

@@ -1,4 +1,4 @@
-"""Reading an opened folder: what is asked for, and how bad servers fail to hold up, flood or fool a reader."""
+"""Reading an opened folder: what is asked for, and how bad servers fail to stop, flood or fool a reader."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,6 +107,16 @@ def play_and_open(*answers: bytes) -> bytes:
         return server.heard
 
 
+def test_the_next_visit_takes_up_the_tls_session_and_a_test_does_not(server: ScriptedImapServer) -> None:
+    boxes = mailboxes(server.port)
+    reused = []
+    for _ in range(2):
+        with boxes.open_folder(server_at(server.port)) as folder:
+            reused.append(getattr(folder._dialogue.session.sock, "session_reused", None))
+    assert reused == [False, True]
+    assert boxes.probe(server_at(server.port)).is_ok
+
+
 # Servers that try to hold a reader up, or to fool it
 
 
@@ -125,7 +135,7 @@ def unreadable(
     return caught.value
 
 
-TOO_MUCH = "more than an answer may hold"
+TOO_SLOW, TOO_MUCH = "did not complete SEARCH", "more than an answer may hold"
 HOSTILE: dict[str, tuple[Callable[[ImapFolder], object], bytes, str]] = {
     "literal flood": (
         lambda it: it.body(1, 100, MOST),
@@ -152,7 +162,7 @@ HOSTILE: dict[str, tuple[Callable[[ImapFolder], object], bytes, str]] = {
         "not IMAP",
     ),
     "bye": (lambda it: it.uids(1, None), b"* BYE shutting down\r\n", "BYE"),
-    "tarpit": (lambda it: it.uids(1, None), b"* SEARCH", "did not complete SEARCH"),
+    "tarpit": (lambda it: it.uids(1, None), b"* SEARCH", TOO_SLOW),
 }
 
 
@@ -160,7 +170,7 @@ HOSTILE: dict[str, tuple[Callable[[ImapFolder], object], bytes, str]] = {
 def test_a_hostile_answer_ends_the_visit_within_its_bounds(
     act: Callable[[ImapFolder], object], answer: bytes, text: str
 ) -> None:
-    found = failure_of(act, answer)
+    found = failure_of(act, answer, seconds=1 if text == TOO_SLOW else 30)
     assert text in found.text and found.hold is None
 
 
