@@ -101,6 +101,7 @@ INSTALLED_APPS = [
     "gobii_email",
 ]
 MIDDLEWARE = [
+    "gobii_email.probes.Probes",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -140,6 +141,10 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = PUBLIC_URL.startswith("https://")
 SESSION_COOKIE_AGE = int(timedelta(hours=12).total_seconds())
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if PUBLIC_URL.startswith("https://") else None
 SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_SSL_REDIRECT = PUBLIC_URL.startswith("https://")
+SECURE_HSTS_SECONDS = int(timedelta(days=30).total_seconds()) if PUBLIC_URL.startswith("https://") else 0
+# Whether other names of the domain do so as well, and browsers' lists, is for the domain's owner to say.
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 
 LOGGING = {
     "version": 1,

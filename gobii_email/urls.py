@@ -13,5 +13,6 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("console/", include("gobii_email.console.urls")),
     path("favicon.ico", RedirectView.as_view(url=static("console/icon.svg"))),
+    path("", include("gobii_email.probes")),
     path("anymail/", include("gobii_email.webhooks")),
 ]

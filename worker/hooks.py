@@ -19,11 +19,13 @@ from gobii_email import tracing, wiring
 from gobii_email.checks import refuse_pool_with
 from gobii_email.conf import config
 from gobii_email.logs import BackgroundHandler, JsonFormatter
+from gobii_email.management.metrics_port import show_metrics
 from gobii_email.services import attend
 from gobii_email.services.account_turn import READ_AGAIN_AFTER
 from gobii_email.services.recall import origins
 from gobii_email.services.record import start_writers
 from gobii_email.services.share import shares
+from worker.heartbeat import start_heartbeat
 
 logger = logging.getLogger("gobii_email.worker")
 
@@ -81,6 +83,8 @@ def start_tracing(**_: Any) -> None:
 
 @signals.worker_ready.connect
 def say_ready(sender: Any = None, **_: Any) -> None:
+    start_heartbeat(sender.pool.limit)
+    show_metrics()
     logger.info(
         "worker.ready",
         extra={

@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from django.utils import timezone
+from django.utils.crypto import constant_time_compare
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from gobii_email import metrics
+from gobii_email.conf import config
 from gobii_email.services.record import release_connection
 from gobii_email.services.take_stock import Stock, take_stock
 
@@ -28,6 +30,12 @@ def exposition() -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Everything())
     return generate_latest(registry)
+
+
+def is_token(given: str) -> bool:
+    """Whether `given`, an Authorization header, carries METRICS_TOKEN."""
+    token = config().metrics_token
+    return bool(token) and constant_time_compare(given, f"Bearer {token.reveal()}")
 
 
 class _Everything(Collector):

@@ -13,6 +13,7 @@ from django.core.management.base import CommandParser
 from django.db import DatabaseError, close_old_connections, connections
 
 from gobii_email.conf import config
+from gobii_email.management.metrics_port import show_metrics
 from gobii_email.management.stop_signals import StopSignals
 from gobii_email.management.terminal import EmailCommand
 from gobii_email.services.attend import Attending
@@ -39,6 +40,7 @@ class Command(EmailCommand):
             return
         stop = threading.Event()
         with StopSignals(stop):
+            show_metrics()
             logger.info("dispatcher.started")
             run(stop, heartbeat_file)
             logger.info("dispatcher.stopped")
