@@ -53,6 +53,11 @@ enable_utc = True
 timezone = "UTC"
 beat_schedule: dict[str, object] = {
     # Housekeeping only. What comes too late, or twice because two beats run, does nothing.
+    "tick": {
+        "task": "gobii_email.note_tick",
+        "schedule": 30.0,
+        "options": {"queue": CONTROL_QUEUE, "expires": 30},
+    },
     "prune": {
         "task": "gobii_email.prune",
         "schedule": 3600.0,  # seconds

@@ -5,11 +5,11 @@ from typing import Any
 
 from celery import Task
 
+from gobii_email.services import attend, visit
 from gobii_email.services import deliver as delivery
 from gobii_email.services import poll as polling
 from gobii_email.services import prune as pruning
 from gobii_email.services import receive as receiving
-from gobii_email.services import visit
 from worker.celery import app
 
 logger = logging.getLogger("gobii_email.worker")
@@ -72,6 +72,12 @@ def look_for_copy(attempt_id: str, **_: Any) -> str:
         logger.exception("task.failed", extra={"attempt_id": attempt_id})
         raise TaskFailed(f"{type(problem).__name__}; the log says more, it is looked for again") from None
     return f"{attempt_id} → {outcome}"
+
+
+@app.task(name="gobii_email.note_tick", ignore_result=True)
+def note_tick(**_: Any) -> None:
+    """Says that beat ticks and that its tasks are taken up."""
+    attend.note_tick()
 
 
 @app.task(name="gobii_email.prune", ignore_result=True)

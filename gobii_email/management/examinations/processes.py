@@ -40,15 +40,23 @@ def workers() -> Row:
 
 
 def beat() -> Row:
-    """A beat answers only while it ticks: within the last minute."""
+    """A beat answers only while it ticks, within the last minute; a worker notes each tick that it takes up."""
     try:
         ticking = sorted(name for name in _asked("ping") if name.startswith(_BEAT))
     except Exception as problem:  # every transport has errors of its own
         return Row("beat", WARN, f"could not be asked: {brief(problem)}", "See the row of the broker.")
     if not ticking:
         hint = "Start one: celery -A worker beat. Mail goes out without it; housekeeping does not happen."
-        return Row("beat", WARN, "none has ticked in the last minute", hint)
-    return Row("beat", OK, f"{', '.join(ticking)} ticked in the last minute")
+        return Row("beat", WARN, f"none has ticked in the last minute{_last_tick()}", hint)
+    return Row("beat", OK, f"{', '.join(ticking)} ticked in the last minute{_last_tick()}")
+
+
+def _last_tick() -> str:
+    try:
+        at = max((at for _, at in attend.ticks().values()), default=None)
+    except AttendanceUnknown:
+        return ""
+    return f"; the last tick that a worker took up was at {clock_time(at, timezone.now())}" if at else ""
 
 
 def versions() -> Row:
