@@ -10,9 +10,10 @@ import pytest
 
 from gobii_email.adapters.dialer import DialPolicy
 from gobii_email.adapters.smtp import Deadlines, SmtpTransport
+from gobii_email.domain.diagnosis import Step, StepStatus
 from gobii_email.domain.secret import Secret
 from gobii_email.domain.smtp_replies import Stage
-from gobii_email.ports import Auth, Envelope, LeaseLost, Reuse, Security, SmtpServer
+from gobii_email.ports import Auth, Envelope, LeaseLost, Probe, Reuse, Security, SmtpServer
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 
@@ -53,6 +54,17 @@ def quick_deadlines(seconds: float = 0.4, **others: float) -> Deadlines:
     spans = {"quit": 0.2, **others}
     chosen: dict[str, Any] = {name: timedelta(seconds=spans.get(name, seconds)) for name in names}
     return replace(Deadlines(), **chosen)
+
+
+def failed(found: Probe) -> Step:
+    """The one step at which a test ended."""
+    (step,) = [step for step in found.steps if step.status is StepStatus.FAIL]
+    assert found.failure is not None
+    return step
+
+
+def step_of(found: Probe, name: str) -> Step:
+    return next(step for step in found.steps if step.id == name)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from gobii_email.ports import Auth, ImapServer, Probe, Security
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.imap_server import ImapFaults, ScriptedImapServer
 from gobii_email.testing.smtp_server import RawServer, Script
-from tests.adapters.conftest import loopback_policy
+from tests.adapters.conftest import failed, loopback_policy, step_of
 
 PASSWORD = 'S3cret with "quotes" and \\'
 USERS = {"anna": PASSWORD, "olga": "pässwörd-S3cret", "otto": "tok-S3cret"}
@@ -41,16 +41,6 @@ def mailboxes(port: int, seconds: float = 5, **others: float) -> ImapMailboxes:
 
 def probe(port: int, seconds: float = 5, user: str = "anna", **settings: Any) -> Probe:
     return mailboxes(port, seconds).probe(server_at(port, user, **settings))
-
-
-def failed(found: Probe) -> Step:
-    (step,) = [step for step in found.steps if step.status is StepStatus.FAIL]
-    assert found.failure is not None
-    return step
-
-
-def step_of(found: Probe, name: str) -> Step:
-    return next(step for step in found.steps if step.id == name)
 
 
 # What goes well

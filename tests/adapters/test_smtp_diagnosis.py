@@ -25,9 +25,11 @@ from tests.adapters.conftest import (
     PASSWORD,
     USERS,
     account,
+    failed,
     in_the_clear,
     loopback_policy,
     quick_deadlines,
+    step_of,
     transport_to,
 )
 
@@ -38,16 +40,6 @@ def probe(port: int, seconds: float = 5, **settings: Any) -> Probe:
     options = {name: settings.pop(name) for name in ("until", "on_line", "on_step") if name in settings}
     transport = transport_to(port, quick_deadlines(seconds))
     return transport.probe(account(port, **settings), SENDER, recipient=SENDER, **options)
-
-
-def failed(found: Probe) -> Step:
-    (step,) = [step for step in found.steps if step.status is StepStatus.FAIL]
-    assert found.failure is not None
-    return step
-
-
-def step_of(found: Probe, name: str) -> Step:
-    return next(step for step in found.steps if step.id == name)
 
 
 def is_lasting(found: Probe) -> bool:

@@ -1,7 +1,6 @@
 """The admin as its users meet it: mailboxes edited and tested, messages looked at and acted upon."""
 
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -22,39 +21,15 @@ from gobii_email.models import (
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
-from gobii_email.services.accounts import apply_account, enable
+from gobii_email.services.accounts import enable
 from gobii_email.services.diagnose import test_smtp
-from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
+from tests.entrypoints.admin_site import ADDRESS, PASSWORD, account, page, server, staff
+
+__all__ = ["account", "server", "staff"]
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("doorbell")]
-PASSWORD = "pässwörd-S3cret"
-ADDRESS = "anna@sender.example"
 PIXEL = b"\x89PNG\r\n\x1a\n0000"
-
-
-@pytest.fixture
-def server(authority: ThrowAwayAuthority, settings: Any) -> Iterator[ScriptedSmtpServer]:
-    with ScriptedSmtpServer(tls=authority.good(), users={"anna": PASSWORD}) as started:
-        settings.BYO_EMAIL_ALLOWED_PORTS = {started.port, 2525}
-        yield started
-
-
-@pytest.fixture
-def account(server: ScriptedSmtpServer) -> AgentEmailAccount:
-    smtp = {"host": "localhost", "port": server.port, "username": "anna", "password": PASSWORD}
-    return apply_account({"agent": "Anna", "address": ADDRESS, "smtp": smtp})
-
-
-@pytest.fixture
-def staff(admin_user: User) -> Client:
-    client = Client()
-    client.force_login(admin_user)
-    return client
-
-
-def page(name: str, *args: object) -> str:
-    return reverse(f"admin:gobii_email_{name}", args=args)
 
 
 def endpoint_page(account: AgentEmailAccount) -> str:

@@ -1,7 +1,6 @@
 """What an operator does about mailboxes in the admin: asks first, acts on POST, and leaves a trace."""
 
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.test import Client
-from django.urls import reverse
 from django.utils import timezone
 
 from gobii_email.api import send_agent_email
@@ -22,26 +20,13 @@ from gobii_email.models import (
 )
 from gobii_email.services import diagnose
 from gobii_email.services.accounts import apply_account, enable
-from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
+from tests.entrypoints.admin_site import ADDRESS, PASSWORD, account, page, server, staff
+
+__all__ = ["account", "server", "staff"]
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("doorbell")]
-PASSWORD = "pässwörd-S3cret"
-ADDRESS = "anna@sender.example"
 ACTS = ["test_smtp", "test_imap", "poll", "pause", "resume", "clear_backoff"]
-
-
-@pytest.fixture
-def server(authority: ThrowAwayAuthority, settings: Any) -> Iterator[ScriptedSmtpServer]:
-    with ScriptedSmtpServer(tls=authority.good(), users={"anna": PASSWORD}) as started:
-        settings.BYO_EMAIL_ALLOWED_PORTS = {started.port, 2525}
-        yield started
-
-
-@pytest.fixture
-def account(server: ScriptedSmtpServer) -> AgentEmailAccount:
-    smtp = {"host": "localhost", "port": server.port, "username": "anna", "password": PASSWORD}
-    return apply_account({"agent": "Anna", "address": ADDRESS, "smtp": smtp})
 
 
 def another(number: int, **values: Any) -> AgentEmailAccount:
@@ -51,17 +36,6 @@ def another(number: int, **values: Any) -> AgentEmailAccount:
     AgentEmailAccount.objects.filter(pk=made.pk).update(**values)
     made.refresh_from_db()
     return made
-
-
-@pytest.fixture
-def staff(admin_user: User) -> Client:
-    client = Client()
-    client.force_login(admin_user)
-    return client
-
-
-def page(name: str, *args: object) -> str:
-    return reverse(f"admin:gobii_email_{name}", args=args)
 
 
 def act_page(name: str, account: AgentEmailAccount) -> str:
