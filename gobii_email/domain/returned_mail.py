@@ -236,7 +236,10 @@ class _Letter:
         if not (self.is_daemon and self.is_report_subject and self._returns_something(prose, copy)):
             return None
         addressed = Prose((*prose.lines, *(f"To: {address}" for address in copy.recipients[:1])))
-        recipients = bounce_prose.recipients_in(addressed, subject=self.subject)
+        found = bounce_prose.recipients_in(addressed, subject=self.subject)
+        recipients = tuple(
+            replace(recipient, diagnostic="") for recipient in found
+        )  # it would be the address
         kind = _kind_of(recipients) if recipients else Kind.FAILED
         return self._returned(kind, recipients, _named_in(prose, copy), Source.PROSE, Sureness.WEAK)
 

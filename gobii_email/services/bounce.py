@@ -233,7 +233,7 @@ class _Story:
     ) -> None:
         proof = Proof.of(_STATUSES[told.said.action], told.said.diagnostic, told.code)
         is_news = prove(recipient, attempt, proof, self._event(told, attempt), self.now)
-        if is_news and told.said.is_status_written and told.said.evidence.sureness is not Sureness.WEAK:
+        if is_news and told.said.evidence.sureness is not Sureness.WEAK:
             suppress_bounced(attempt, recipient, proof, self.now)
 
     def _event(self, told: _Told, attempt: OutboundMessageAttempt) -> OutboundMessageEvent:

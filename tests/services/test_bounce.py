@@ -271,6 +271,18 @@ def test_a_recipient_that_the_mail_was_not_for_is_a_note() -> None:
     assert events(attempt)[-1] == "other_report" and not Suppression.objects.exists()
 
 
+def test_a_report_that_names_nobody_is_about_the_only_recipient_and_suppresses_nobody() -> None:
+    attempt = sent(A)
+    raw = (
+        "Return-Path: <>\nFrom: MAILER-DAEMON@mx.example\nSubject: Returned mail: see transcript\n\n"
+        "It was not possible: 550 5.1.1 there is no such user.\n\n"
+        f"Received: from here\nTo: {A}\nX-Gobii-Message-ID: {attempt.pk}\nSubject: Hello\n\nHi\n"
+    )
+    assert told(raw.encode())
+    assert state(attempt) == ("failed", "failed", {A: "bounced"})
+    assert not Suppression.objects.exists()
+
+
 def test_where_an_alias_leads_the_original_recipient_counts() -> None:
     attempt = sent(A)
     assert told(report(attempt, "inner@host.example", original="A@RCPT.example"))
