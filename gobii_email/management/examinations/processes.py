@@ -40,7 +40,7 @@ def workers() -> Row:
 
 
 def beat() -> Row:
-    """A beat answers only while it ticks, within the last minute; a worker notes each tick that it takes up."""
+    """A beat answers only while it ticks, within the last minute; a worker notes what it takes up of that."""
     try:
         ticking = sorted(name for name in _asked("ping") if name.startswith(_BEAT))
     except Exception as problem:  # every transport has errors of its own
