@@ -60,9 +60,7 @@ def blame_of(outcome: Outcome, reading: Reading) -> Blame:
     match reading.scope:
         case Scope.RECIPIENT:
             return Blame.RECIPIENT
-        case Scope.ACCOUNT:
-            return Blame.USER
-        case Scope.MESSAGE if reading.verdict is Verdict.PERMANENT:
+        case Scope.ACCOUNT | Scope.MESSAGE if reading.verdict is Verdict.PERMANENT:
             return Blame.USER
     return Blame.PROVIDER
 
