@@ -11,6 +11,8 @@ class GobiiEmailConfig(AppConfig):
     def ready(self) -> None:
         from gobii_email import signals
         from gobii_email.checks import register_checks
+        from gobii_email.deploy_checks import register_deploy_checks
 
         register_checks()
+        register_deploy_checks()
         signals.connect()

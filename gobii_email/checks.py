@@ -1,10 +1,10 @@
 """System checks: what is wrong with the settings, each with a stable id and a hint.
 
-Knows settings alone, save for one check of the `database` tag. Registered when the app is ready; what an
-installation does at run time is looked at by `email_doctor`. Ids are public and never reused.
+Knows settings alone, save for one check of the `database` tag. Registered when the app is ready; what only
+counts in production is in deploy_checks, what an installation does at run time is looked at by
+`email_doctor`. Ids are public and never reused.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -14,11 +14,8 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connections, router
 
-from gobii_email.conf import Config, config, is_private_way
+from gobii_email.conf import Config, config
 from gobii_email.encryption import KeyRingError, SecretsEncryption
-
-SECURE_PYTHONS = {(3, 11): 15, (3, 12): 13, (3, 13): 12, (3, 14): 3}
-"""First patch release of each line without CVE-2026-1299, which lets a header through unescaped."""
 
 
 def load_settings() -> Config | None:
@@ -130,7 +127,12 @@ _MUST_LAST = {
     "GOBII_DEADLINE_ENVELOPE": "deadline_envelope",
     "GOBII_DEADLINE_BODY": "deadline_body",
     "GOBII_DEADLINE_DOT": "deadline_dot",
+    "IMAP_IDLE_SCAN_INTERVAL_SEC": "idle_scan_interval",
+    "IMAP_IDLE_REISSUE_SEC": "idle_reissue",
+    "IMAP_IDLE_LEASE_TTL_SEC": "idle_lease",
 }
+LONGEST_IDLE = timedelta(minutes=29)
+"""RFC 2177 section 3: a server may log out whoever is silent for half an hour."""
 
 
 def _contradictions(found: Config) -> Iterator[tuple[str, str]]:
@@ -139,6 +141,11 @@ def _contradictions(found: Config) -> Iterator[tuple[str, str]]:
             yield f"{name} is nothing.", f"Give {name} a length of time, such as 60s."
     if not found.retry_schedule or min(found.retry_schedule) <= timedelta(0):
         yield "GOBII_RETRY_SCHEDULE has no wait, or one of nothing.", "List waits such as 1m,2m,5m."
+    if found.idle_reissue > LONGEST_IDLE:
+        yield (
+            "IMAP_IDLE_REISSUE_SEC is over 29 minutes: servers log out who is silent for half an hour.",
+            "Make it 29m or shorter; 25m is usual.",
+        )
     # A worker cut off from the database may still be told 250 until its dot's deadline; the doubt began
     # one lease after the mark.
     if found.doubt_resend_after + found.lease < found.deadline_dot:
@@ -147,83 +154,6 @@ def _contradictions(found: Config) -> Iterator[tuple[str, str]]:
             " would be sent again while its first server may still accept it.",
             "Make GOBII_DOUBT_RESEND_AFTER longer, or GOBII_DEADLINE_DOT shorter.",
         )
-
-
-def check_python(**_: Any) -> list[CheckMessage]:
-    """W001: a Python with known holes in its mail modules."""
-    line, patch = sys.version_info[:2], sys.version_info[2]
-    floor = SECURE_PYTHONS.get(line, 0)
-    if patch >= floor:
-        return []
-    text = f"Python {line[0]}.{line[1]}.{patch} has known holes in its e-mail modules."
-    hint = (
-        f"Mail is checked before Python sees it, and still: update to {line[0]}.{line[1]}.{floor} or newer."
-    )
-    return [Warning(text, hint=hint, id="gobii_email.W001")]
-
-
-def check_allowed_networks(**_: Any) -> list[CheckMessage]:
-    """W002: private networks that any mailbox's host may resolve to."""
-    found = load_settings()
-    if found is None or not found.allowed_networks:
-        return []
-    text = f"BYO_EMAIL_ALLOWED_NETWORKS lets mailboxes reach {', '.join(map(str, found.allowed_networks))}."
-    hint = "Whoever connects a mailbox can then talk to hosts in there: unset it, or name mail servers alone."
-    return [Warning(text, hint=hint, id="gobii_email.W002")]
-
-
-def check_postmark_webhook(**_: Any) -> list[CheckMessage]:
-    """W003: Postmark sends, and its reports of delivery and bounces are refused for want of a secret."""
-    found = load_settings()
-    if found is None or not found.postmark_server_token or found.postmark_webhook_secret:
-        return []
-    text = "POSTMARK_SERVER_TOKEN is set and POSTMARK_WEBHOOK_SECRET is not: Postmark's reports are refused."
-    hint = "Set POSTMARK_WEBHOOK_SECRET to user:password, and the same in the webhook's address at Postmark."
-    return [Warning(text, hint=hint, id="gobii_email.W003")]
-
-
-def check_sign_in(**_: Any) -> list[CheckMessage]:
-    """W006: a client of Google or Microsoft without its secret, or without a way back for people."""
-    found = load_settings()
-    if found is None:
-        return []
-    clients = {
-        "GOOGLE": (found.google_client_id, found.google_client_secret),
-        "MICROSOFT": (found.microsoft_client_id, found.microsoft_client_secret),
-    }
-    return [
-        Warning(text, hint=hint, id="gobii_email.W006")
-        for name, (client_id, secret) in clients.items()
-        for text, hint in _half_clients(name, bool(client_id), bool(secret), found.public_url)
-    ]
-
-
-def _half_clients(name: str, has_id: bool, has_secret: bool, public_url: str) -> Iterator[tuple[str, str]]:
-    if has_id != has_secret:
-        given, missing = ("ID", "SECRET") if has_id else ("SECRET", "ID")
-        yield (
-            f"{name}_CLIENT_{given} is set and {name}_CLIENT_{missing} is not: nobody can sign in there.",
-            f"Set {name}_CLIENT_{missing} as it was issued with the client, or unset the other.",
-        )
-    if has_id and not is_private_way(public_url):
-        yield (
-            f"{name}_CLIENT_ID is set and PUBLIC_URL is not https: nobody can be sent back from a sign-in.",
-            "Set PUBLIC_URL to the https address of this service, and register its callback at the provider.",
-        )
-
-
-def check_secret_key(**_: Any) -> list[CheckMessage]:
-    """W004: the stand-alone service signs with the key it made for itself."""
-    kept = getattr(settings, "VAR", None)
-    try:
-        is_own = kept is not None and (kept / "secret_key").read_text().strip() == settings.SECRET_KEY
-    except OSError:
-        return []
-    if not is_own:
-        return []
-    text = "SECRET_KEY is the one this service made for itself in its var directory."
-    hint = "Set SECRET_KEY, so that every process and machine signs with the same key."
-    return [Warning(text, hint=hint, id="gobii_email.W004")]
 
 
 def check_sqlite(**_: object) -> list[CheckMessage]:
@@ -245,13 +175,4 @@ def register_checks() -> None:
     for check in (check_settings, check_key_ring, check_database_pool, check_time_limits):
         register(check, "gobii_email")
     register(check_sqlite, "gobii_email")
-    # Warnings wait for `check --deploy` and `email_doctor`: every command would repeat them otherwise.
-    for check in (
-        check_python,
-        check_allowed_networks,
-        check_postmark_webhook,
-        check_secret_key,
-        check_sign_in,
-    ):
-        register(check, "gobii_email", Tags.security, deploy=True)
     register(check_key_ring_is_there, "gobii_email", Tags.database)

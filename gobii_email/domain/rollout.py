@@ -15,6 +15,11 @@ class Rollout:
     percent: int = 100
     names: frozenset[str] | None = None
 
+    @property
+    def text(self) -> str:
+        """As it is written in the setting."""
+        return f"{self.percent}%" if self.names is None else ",".join(sorted(self.names))
+
     def includes(self, agent_id: str, address: str) -> bool:
         """Stable over time: an agent once included stays so while the percentage does not fall."""
         if self.names is not None:

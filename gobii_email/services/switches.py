@@ -102,6 +102,13 @@ def forget() -> None:
     _known.forget()
 
 
+def told(suspension: Suspension) -> str:
+    """What a suspension stops, and why, in a sentence."""
+    scope = Suspension.Scope(suspension.scope).label.lower()
+    whose = " ".join(part for part in (str(scope), suspension.subject) if part)
+    return f"Suspended: {whose}. {suspension.reason}"
+
+
 def subject_of(account: AgentEmailAccount) -> Subject:
     """An account as what can be suspended."""
     endpoint = account.endpoint

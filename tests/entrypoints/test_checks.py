@@ -8,7 +8,7 @@ from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection
 
-from gobii_email import checks
+from gobii_email import checks, deploy_checks
 from gobii_email.encryption import new_key
 from gobii_email.models import (
     AgentEmailAccount,
@@ -104,6 +104,8 @@ def test_a_project_that_chooses_prefork_and_a_database_pool_is_told(monkeypatch,
         ("GOBII_RETRY_SCHEDULE", "1m,0s"),
         ("GOBII_DEADLINE_DOT", "20m"),
         ("GOBII_DOUBT_RESEND_AFTER", "5m"),
+        ("IMAP_IDLE_LEASE_TTL_SEC", "0"),
+        ("IMAP_IDLE_REISSUE_SEC", "30m"),
     ],
 )
 def test_time_limits_that_contradict_each_other_are_an_error(settings, name, value):
@@ -124,7 +126,7 @@ def test_time_limits_that_contradict_each_other_are_an_error(settings, name, val
 )
 def test_a_python_below_the_security_floor_is_a_warning(monkeypatch, version, expected):
     monkeypatch.setattr(sys, "version_info", Version(*version, "final", 0))
-    found = checks.check_python()
+    found = deploy_checks.check_python()
     assert ids(found) == expected
     assert all(f"{version[0]}.{version[1]}." in message.hint for message in found)
 
@@ -148,14 +150,14 @@ def test_postmark_without_a_webhook_secret_is_a_warning_of_a_deployment(settings
 
 
 def test_a_client_without_its_secret_or_a_way_back_is_warned_about(settings):
-    assert checks.check_sign_in() == []
+    assert deploy_checks.check_sign_in() == []
     settings.GOOGLE_CLIENT_ID, settings.PUBLIC_URL = "client", "https://mail.example"
-    (half,) = checks.check_sign_in()
+    (half,) = deploy_checks.check_sign_in()
     assert half.id == "gobii_email.W006" and "GOOGLE_CLIENT_SECRET is not" in half.msg
     settings.GOOGLE_CLIENT_SECRET = "s3cret"
-    assert checks.check_sign_in() == []
+    assert deploy_checks.check_sign_in() == []
     settings.PUBLIC_URL = "http://mail.example"
-    (lost,) = checks.check_sign_in()
+    (lost,) = deploy_checks.check_sign_in()
     assert "PUBLIC_URL" in lost.msg and "gobii_email.W006" in deploy_ids()
 
 

@@ -14,6 +14,7 @@ from gobii_email.management.examinations import (
     processes,
     redis,
     storage,
+    switched,
 )
 from gobii_email.management.examinations.row import Examination
 
@@ -38,6 +39,8 @@ EXAMINATIONS: Sequence[tuple[str, Examination]] = (
     ("budget", outcomes.budget),
     ("sign-in", installation.sign_in),
     ("transports", installation.transports),
+    ("switches", switched.switched),
+    ("retention", installation.retention),
     ("trust", installation.trust),
     ("networks", installation.networks),
     ("clock", storage.clock),

@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gobii_email import checks
+from gobii_email import checks, deploy_checks
 from gobii_email.adapters.tls import client_context
 from gobii_email.conf import Config, config
 from gobii_email.domain.oauth_tokens import service_named
 from gobii_email.management.examinations.row import FAIL, OK, WARN, Row, brief, from_checks
 from gobii_email.models import AgentEmailOAuthCredential
 from gobii_email.services.authorize import configured_providers
+from gobii_email.services.switches import switches
 
 
 def python() -> Row:
-    return from_checks("python", platform.python_version(), checks.check_python())
+    return from_checks("python", platform.python_version(), deploy_checks.check_python())
 
 
 def settings_() -> Row:
@@ -26,7 +27,13 @@ def settings_() -> Row:
 
 
 def networks() -> Row:
-    return from_checks("networks", "mailboxes reach public hosts only", checks.check_allowed_networks())
+    return from_checks(
+        "networks", "mailboxes reach public hosts only", deploy_checks.check_allowed_networks()
+    )
+
+
+def retention() -> Row:
+    return from_checks("retention", "what is old is let go", deploy_checks.check_retention())
 
 
 def transports() -> Row:
@@ -45,12 +52,12 @@ def transports() -> Row:
         hint = "Set GOBII_PROPRIETARY_MODE=true to send through Postmark, or unset it."
         return Row("transports", WARN, text, hint)
     if found.proprietary_mode:
-        return from_checks("transports", ", ".join(ways), checks.check_postmark_webhook())
+        return from_checks("transports", ", ".join(ways), deploy_checks.check_postmark_webhook())
     return Row("transports", OK, ", ".join(ways))
 
 
 def _ways(found: Config) -> Iterator[str]:
-    if found.byo_email_enabled:
+    if switches().is_byo_email_enabled:
         yield "own mailboxes"
     if found.proprietary_mode and found.postmark_server_token:
         yield "Postmark"
@@ -67,7 +74,7 @@ def sign_in() -> Row:
         text = f"mailboxes are signed in with {' and '.join(lost)}, whose tokens cannot be renewed here"
         return Row("sign-in", WARN, text, f"Set {missing}, or keep applying new tokens.")
     fine = f"with {' and '.join(usable)}" if usable else "not set up: passwords only"
-    return from_checks("sign-in", fine, checks.check_sign_in())
+    return from_checks("sign-in", fine, deploy_checks.check_sign_in())
 
 
 def _signed_in_with() -> set[str]:
