@@ -8,6 +8,7 @@ from gobii_email.admin.mailboxes import AccountAdmin
 from gobii_email.admin.messages import AttemptAdmin, MessageAdmin
 from gobii_email.admin.received import ReceivedMailAdmin
 from gobii_email.admin.suppressions import SuppressionAdmin
+from gobii_email.admin.switched import RolloutChangeAdmin, SuspensionAdmin
 
 __all__ = [
     "AccountAdmin",
@@ -18,6 +19,8 @@ __all__ = [
     "MailHostAdmin",
     "MessageAdmin",
     "ReceivedMailAdmin",
+    "RolloutChangeAdmin",
     "SendingLimitAdmin",
     "SuppressionAdmin",
+    "SuspensionAdmin",
 ]

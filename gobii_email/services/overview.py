@@ -17,6 +17,7 @@ from gobii_email.domain.classification import AccountState, Scope
 from gobii_email.domain.lifecycle import AttemptStatus, MessageStatus
 from gobii_email.models import AgentEmailAccount, MailHost, OutboundMessageAttempt
 from gobii_email.services.browse import Whose
+from gobii_email.services.switches import switches, told
 from gobii_email.services.take_stock import waiting
 
 DAY = timedelta(hours=24)
@@ -139,7 +140,17 @@ class Need:
 
 def needs(whose: Whose, now: datetime) -> list[Need]:
     """The most pressing things, a bounded number of each kind, in three statements."""
-    return [*_doubts(whose), *_accounts_in_need(whose, now), *_hosts_left_alone(whose, now)]
+    mail = [*_doubts(whose), *_accounts_in_need(whose, now), *_hosts_left_alone(whose, now)]
+    return [*_switched_off(), *mail] if whose.agent_ids is None else mail
+
+
+def _switched_off() -> Iterator[Need]:
+    """What operators have stopped: for those who see everybody's mail."""
+    found = switches()
+    if not found.is_byo_email_enabled:
+        yield Need("suspended", "Own mailboxes", "Switched off for everybody (email_rollout).")
+    for one in found.suspensions[:MOST_NEEDS]:
+        yield Need("suspended", one.subject or "Everything", told(one), one.ends_at)
 
 
 def _doubts(whose: Whose) -> Iterator[Need]:

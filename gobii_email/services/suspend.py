@@ -38,7 +38,7 @@ def suspend(
     now = timezone.now()
     if until is not None and until <= now:
         raise NotPossible("The suspension would be over already; give a time to come.")
-    name = _name(scope, subject.strip())
+    name = named(scope, subject.strip())
     made = Suspension.objects.create(
         scope=scope, subject=name, reason=reason.strip(), created_at=now, created_by=by, ends_at=until
     )
@@ -82,8 +82,8 @@ def wake(*codes: str) -> int:
     return queued.update(due_at=Greatest(F("not_before"), now), held_code="", held_reason="")
 
 
-def _name(scope: Suspension.Scope, subject: str) -> str:
-    """How the row names `subject`."""
+def named(scope: Suspension.Scope, subject: str) -> str:
+    """How a suspension's row names `subject`. Raises NotPossible for what nobody has."""
     match scope:
         case Suspension.Scope.ACCOUNT:
             account = AgentEmailAccount.objects.filter(endpoint__address__iexact=subject)

@@ -32,6 +32,7 @@ from gobii_email.models import (
     PersistentAgentMessage,
 )
 from gobii_email.services import allow, take_stock
+from gobii_email.services.switches import switches, told
 from gobii_email.services.tell import clock_time
 
 Row = dict[str, Any]
@@ -61,6 +62,7 @@ def queue_document(now: datetime, limit: int) -> Row:
         "lanes": _waiting_lanes(now, limit),
         "held": _held_mail(now, limit),
         "hosts": _hosts_in_backoff(now, limit),
+        "switched": _switched(),
     }
 
 
@@ -156,7 +158,25 @@ def _hosts_in_backoff(now: datetime, limit: int) -> list[Row]:
     ]
 
 
+def _switched() -> Row:
+    """What operators have switched, as it is in force in this process."""
+    found = switches()
+    stopped = [{"number": one.pk, "until": one.ends_at, "text": told(one)} for one in found.suspensions]
+    return {
+        "own_mailboxes": found.is_byo_email_enabled,
+        "rollout": found.rollout.text,
+        "suspensions": stopped,
+    }
+
+
 def _lines(document: Row, now: datetime) -> Iterator[str]:
+    switched = document["switched"]
+    if not switched["own_mailboxes"]:
+        yield "own mailboxes are switched off"
+    elif switched["rollout"] != "100%":
+        yield f"own mailboxes are served for {switched['rollout']}"
+    for row in switched["suspensions"]:
+        yield f"{printable(row['text'])} {_until(row['until'], now).capitalize()}."
     waiting = document["waiting"]
     yield _counted(document["messages"]) or "no messages"
     yield f"{waiting['attempts']} waiting, {waiting['ready']} of them ready to be sent now"

@@ -49,8 +49,7 @@ class Command(EmailCommand):
 
     def _show(self) -> None:
         found, last = switches(), RolloutChange.objects.order_by("-id").first()
-        names = found.rollout.names
-        whom = f"{found.rollout.percent}%" if names is None else ",".join(sorted(names))
+        whom = found.rollout.text
         document = {
             "is_enabled": found.is_byo_email_enabled,
             "rollout": whom,
