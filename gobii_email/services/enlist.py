@@ -10,14 +10,17 @@ from datetime import datetime
 from uuid import UUID
 
 from django.db.models import Q, QuerySet
+from django.utils import timezone
 
 from gobii_email.conf import config
 from gobii_email.domain.classification import AccountState
 from gobii_email.models import AgentEmailAccount, Mailbox
+from gobii_email.services.gate import obstacle_to_reading
 
 _COLUMNS = (
     "endpoint__address",
     "endpoint__owner_agent_id",
+    "smtp_host",
     "imap_host",
     "imap_port",
     "imap_security",
@@ -50,13 +53,12 @@ class Watchable:
 
 
 def watchable() -> Iterator[Watchable]:
-    """Every mailbox that asks for it and may be read: tested, not held, and not left out by the rollout."""
-    settings = config()
-    if not (settings.byo_email_enabled and settings.idle_enabled):
+    """Every mailbox that asks for it and may be read: tested, not held, and not switched off by operators."""
+    if not config().idle_enabled:
         return
+    now = timezone.now()
     for account in _rows().only(*_COLUMNS).iterator(chunk_size=500):
-        agent_id, address = str(account.endpoint.owner_agent_id), account.endpoint.address
-        if account.is_imap_tested and settings.byo_email_rollout.includes(agent_id, address):
+        if account.is_imap_tested and not obstacle_to_reading(account, now):
             yield _watchable(account)
 
 

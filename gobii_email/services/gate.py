@@ -64,8 +64,23 @@ def suspension_obstacle(found: Switches, subject: Subject, now: datetime) -> Hol
     suspension = found.suspension_of(subject, now)
     if suspension is None:
         return None
-    whose = Suspension.Scope(suspension.scope).label.lower()
-    return Hold(SUSPENDED, f"Sending is suspended ({whose}): {suspension.reason}", suspension.ends_at)
+    text = f"Sending is suspended ({_whose(suspension)}): {suspension.reason}"
+    return Hold(SUSPENDED, text, suspension.ends_at)
+
+
+def obstacle_to_reading(account: AgentEmailAccount, now: datetime) -> str:
+    """Why operators keep everybody out of the account's mailbox, "" when they do not."""
+    found, subject = switches(), subject_of(account)
+    if not found.is_byo_email_enabled:
+        return "own mailboxes are switched off (BYO_EMAIL_ENABLED)"
+    if not found.includes(subject.agent_id, subject.address):
+        return "the mailbox is not included in the rollout (BYO_EMAIL_ROLLOUT)"
+    suspension = found.suspension_of(subject, now)
+    return "" if suspension is None else f"suspended ({_whose(suspension)}): {suspension.reason}"
+
+
+def _whose(suspension: Suspension) -> str:
+    return str(Suspension.Scope(suspension.scope).label.lower())
 
 
 def _rollout_obstacle(found: Switches, subject: Subject) -> Hold | None:

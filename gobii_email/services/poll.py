@@ -15,7 +15,7 @@ from datetime import datetime
 
 from django.utils import timezone
 
-from gobii_email import metrics, telemetry, wiring
+from gobii_email import telemetry, wiring
 from gobii_email.domain.blame import Blame, blame_of_mailbox
 from gobii_email.domain.mailbox_failures import MailboxFailure, failure_of_loss
 from gobii_email.domain.outcomes import Cause
@@ -25,6 +25,7 @@ from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import ImapServer, LeaseLost, MailboxUnreadable
 from gobii_email.services.fetch import Fetching
+from gobii_email.services.gate import obstacle_to_reading
 from gobii_email.services.mailbox_lease import MailboxLease, take
 from gobii_email.services.measure import polled
 from gobii_email.services.poll_schedule import (
@@ -38,7 +39,6 @@ from gobii_email.services.poll_schedule import (
 from gobii_email.services.record import release_connection
 from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token, renewed_token
 from gobii_email.services.select import LOOK_AGAIN_AFTER
-from gobii_email.services.switches import switches
 
 __all__ = [
     "Visit",
@@ -130,14 +130,10 @@ def _visit(lease: MailboxLease) -> Visit:
 
 def obstacle_to_polls(account: AgentEmailAccount) -> str:
     """Why the mailbox is not read at all, whatever is due: a sentence, "" when it is."""
-    switched, endpoint = switches(), account.endpoint
     if not account.is_inbound_enabled:
         return "Receiving is switched off for the mailbox; test IMAP, then enable it."
-    if not switched.is_byo_email_enabled:
-        return "Own mailboxes are switched off (BYO_EMAIL_ENABLED)."
-    if not switched.includes(endpoint.owner_agent_id, endpoint.address):
-        return "The mailbox is not included in the rollout (BYO_EMAIL_ROLLOUT)."
-    return ""
+    why = obstacle_to_reading(account, timezone.now())
+    return f"{why[0].upper()}{why[1:]}." if why else ""
 
 
 def _leave_off(lease: MailboxLease, account: AgentEmailAccount, why: str) -> Visit:

@@ -140,7 +140,8 @@ def _note_failed(
 
 
 def _note_health(account: AgentEmailAccount, error: str) -> None:
-    if account.imap_error != error:
+    """Where the mailbox is polled, the polls tell."""
+    if account.imap_error != error and not account.is_inbound_enabled:
         AgentEmailAccount.objects.filter(pk=account.pk).update(imap_error=error)
 
 
