@@ -237,9 +237,8 @@ class _Letter:
             return None
         addressed = Prose((*prose.lines, *(f"To: {address}" for address in copy.recipients[:1])))
         found = bounce_prose.recipients_in(addressed, subject=self.subject)
-        recipients = tuple(
-            replace(recipient, diagnostic="") for recipient in found
-        )  # it would be the address
+        # What is quoted of each would be the line that was added.
+        recipients = tuple(replace(recipient, diagnostic="") for recipient in found)
         kind = _kind_of(recipients) if recipients else Kind.FAILED
         return self._returned(kind, recipients, _named_in(prose, copy), Source.PROSE, Sureness.WEAK)
 

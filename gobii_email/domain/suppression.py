@@ -7,6 +7,9 @@ asking server's DNS), content and policy come and go.
 
 import re
 
+from gobii_email.domain.classification import read_reply
+from gobii_email.domain.smtp_replies import Reply, Stage
+
 DEAD = frozenset(["5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2.1"])
 """No such mailbox, no such domain, no address, moved away, no mail there (null MX), disabled."""
 
@@ -18,4 +21,7 @@ _PASSES = re.compile(
 
 def is_dead(enhanced_status: str, said: str) -> bool:
     """Whether a refusal with this status and these words is about the address, and for good."""
-    return enhanced_status in DEAD and _PASSES.search(said) is None
+    if enhanced_status not in DEAD or _PASSES.search(said):
+        return False
+    # Some say "no such user" to whom they do not trust.
+    return read_reply(Stage.RCPT, Reply(550, enhanced_status, said)).category != "policy/spam"

@@ -15,11 +15,9 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from gobii_email.domain.addresses import normalise, parse_address
-from gobii_email.domain.classification import read_reply
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.lifecycle import RecipientStatus
-from gobii_email.domain.readings import Scope
-from gobii_email.domain.smtp_replies import Reply, Stage
+from gobii_email.domain.smtp_replies import Reply
 from gobii_email.domain.suppression import is_dead
 from gobii_email.models import (
     OutboundMessageAttempt,
@@ -60,15 +58,14 @@ class Why:
 
 
 def suppressed(mails: Iterable[tuple[PersistentAgentCommsEndpoint, Mail]]) -> dict[Key, Why]:
-    """Those recipients of `mails` that their senders do not write to, in one statement."""
+    """Whom the senders of `mails` do not write to, of all recipients of theirs, in one statement."""
     wanted = {(endpoint.pk, normalise(address)) for endpoint, mail in mails for address, _ in mail.recipients}
     if not wanted:
         return {}
     with bound_cursor() as cursor:
         cursor.execute(*question({sender for sender, _ in wanted}, {address for _, address in wanted}))
         rows = cursor.fetchall()
-    found = {(stored_uuid(key), address): Why(_moment(since), reason) for key, address, reason, since in rows}
-    return {key: why for key, why in found.items() if key in wanted}
+    return {(stored_uuid(key), address): Why(_moment(since), reason) for key, address, reason, since in rows}
 
 
 def question(senders: Collection[uuid.UUID], addresses: Collection[str]) -> tuple[str, list[Any]]:
@@ -126,9 +123,7 @@ def suppress_bounced(
 def suppress_refused(attempt: OutboundMessageAttempt, refused: Mapping[str, Reply], now: datetime) -> None:
     """Enters those whom the sender's own server refused one by one, in words that are about the address."""
     for address, reply in refused.items():
-        if not (reply.is_permanent and is_dead(reply.enhanced, reply.text) and attempt.from_endpoint_id):
-            continue
-        if read_reply(Stage.RCPT, reply).scope is Scope.RECIPIENT:
+        if attempt.from_endpoint_id is not None and is_dead(reply.enhanced, reply.text):
             suppress(
                 attempt.from_endpoint_id,
                 address,

@@ -58,6 +58,7 @@ OTHERS = {
     "policy": ("5.7.1", "smtp; 554 5.7.1 Refused"),
     "a sender's fault": ("5.1.8", "smtp; 553 5.1.8 Domain of sender does not exist"),
     "gave up waiting": ("4.4.1", "smtp; 451 4.4.1 No answer"),
+    "a sender without a reputation": ("5.1.1", "smtp; 550 5.1.1 blocked using zen.spamhaus.org"),
     "nothing written": ("", "smtp; 550 No such user here"),
 }
 
