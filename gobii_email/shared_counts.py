@@ -8,6 +8,7 @@ with its counts: they never fall, and there are never more files than processes 
 import fcntl
 import json
 import os
+import struct
 import threading
 import time
 from bisect import bisect_left
@@ -172,6 +173,10 @@ def _keys_of_histogram(
 def _is_readable(path: str) -> bool:
     """Whether the file is whole; a machine that lost its power may leave one that is not."""
     try:
+        with Path(path).open("rb") as file:
+            (used,) = struct.unpack("i", file.read(4))
+        if used and not 8 <= used <= Path(path).stat().st_size:
+            return False
         for key, *_ in MmapedDict.read_all_values_from_file(path):  # type: ignore[no-untyped-call]
             json.loads(key)
     except Exception:
