@@ -21,7 +21,7 @@ from gobii_email.services.prove import StillSending
 from gobii_email.services.resolve import resolve
 from gobii_email.services.settle import settle
 from tests.conftest import RecordingDoorbell, row_of, taken
-from tests.services.test_bounce import SENDER, TAKEN, A, B, doubtful, note, report, sent, state, stored
+from tests.services.returned import SENDER, TAKEN, A, B, doubtful, note, report, sent, state, stored
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -20,7 +20,7 @@ from gobii_email.services.suppress import Cause, in_force, lift, question, suppr
 from gobii_email.services.track import Sighting, What, track
 from gobii_email.services.write import NewMail, prepare
 from tests.conftest import RecordingDoorbell, row_of, taken
-from tests.services.test_bounce import SENDER, A, B, report, sent, submitted, told
+from tests.services.returned import SENDER, A, B, report, sent, submitted, told
 
 pytestmark = pytest.mark.django_db
 
