@@ -17,7 +17,7 @@ from django.utils import timezone
 from gobii_email.domain.addresses import normalise, parse_address
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.lifecycle import RecipientStatus
-from gobii_email.domain.smtp_replies import Reply
+from gobii_email.domain.smtp_replies import Reply, safe_text
 from gobii_email.domain.suppression import is_dead
 from gobii_email.models import (
     OutboundMessageAttempt,
@@ -36,6 +36,7 @@ Cause = Suppression.Cause
 Key = tuple[uuid.UUID, str]
 """A sending endpoint, and an address in lower case."""
 
+MOST_OF_A_REASON = 200
 MOST_NAMED = 5
 """Addresses that one refusal names."""
 
@@ -92,7 +93,10 @@ def check_suppressed(endpoint: PersistentAgentCommsEndpoint, mail: Mail, known: 
     ]
     if not named:
         return
-    reasons = [f"{address} since {why.since:%Y-%m-%d} ({why.reason})" for _, address, why in named]
+    reasons = [
+        f"{address} since {why.since:%Y-%m-%d} ({safe_text(why.reason, max_characters=MOST_OF_A_REASON)})"
+        for _, address, why in named
+    ]
     more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
     raise InvalidMail(
         named[0][0],
