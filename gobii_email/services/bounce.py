@@ -6,7 +6,6 @@ message's attempts before the message. What fits no mail of the mailbox it came 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from django.db import transaction
@@ -37,6 +36,7 @@ from gobii_email.services.prove import (
     may_have_been_taken,
     prove,
 )
+from gobii_email.services.retell import MAX_ADDRESS_CHARACTERS, Told
 from gobii_email.services.suppress import suppress_bounced
 from gobii_email.services.tell import event, tell
 
@@ -46,15 +46,6 @@ MOST_NOTES = 50
 """Events that change no status, for each message: whoever got a mail could send reports about it for ever."""
 
 _STATUSES = {Action.FAILED: RecipientStatus.BOUNCED, Action.DELIVERED: RecipientStatus.DELIVERED}
-_TEXTS = {
-    Action.FAILED: "Bounced from {}",
-    Action.DELIVERED: "Delivered to {}",
-    Action.DELAYED: "Not delivered to {} yet, a server keeps trying",
-    Action.RELAYED: "Passed on for {}, to where no more reports come from",
-    Action.EXPANDED: "Delivered to {}, and passed on to others from there",
-    Action.COMPLAINED: "{} reported it as spam",
-}
-_NAMES = {Action.FAILED: "bounced"}
 _NOBODY = Evidence(Source.COPY, Sureness.WEAK)
 
 
@@ -86,7 +77,7 @@ def note_reply(mail: ReceivedMail, message: PersistentAgentMessage | None, field
     match = correlate.by_message_id(mail.endpoint_id, message_id_in(fields.raw("in-reply-to")))
     if match is None:
         return False
-    who = safe_text(mail.from_address, max_characters=320) or "Somebody"
+    who = safe_text(mail.from_address, max_characters=MAX_ADDRESS_CHARACTERS) or "Somebody"
     with transaction.atomic():
         return _Story(mail, match, timezone.now()).answered("replied", f"{who} replied to it.")
 
@@ -102,22 +93,6 @@ def _unmatched(mail: ReceivedMail, returned: Returned, why: str) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What is said of one recipient, and whom of ours that is; None where nobody of ours is named."""
-
-    said: ReturnedRecipient
-    recipient: OutboundMessageRecipient | None
-
-    @property
-    def name(self) -> str:
-        return self.recipient.address if self.recipient else safe_text(self.said.address, max_characters=320)
-
-    @property
-    def code(self) -> str:
-        return self.said.status if self.said.is_status_written else ""
-
-
 class _Story:
     """One message with its attempts locked, while a received mail is read for what it proves of it."""
 
@@ -131,7 +106,7 @@ class _Story:
 
     def note(self, returned: Returned) -> bool:
         if returned.kind is Kind.AUTOREPLY:
-            who = safe_text(self.mail.from_address, max_characters=320) or "Somebody"
+            who = safe_text(self.mail.from_address, max_characters=MAX_ADDRESS_CHARACTERS) or "Somebody"
             return not _is_own(self.mail) and self.answered(
                 "autoreply", f"An automatic answer came from {who}."
             )
@@ -161,14 +136,14 @@ class _Story:
         self._note_once(attempt, name, text)
         return True
 
-    def _told(self, returned: Returned) -> list[_Told]:
-        told = [_Told(said, correlate.addressee(said, self.recipients)) for said in returned.recipients]
+    def _told(self, returned: Returned) -> list[Told]:
+        told = [Told(said, correlate.addressee(said, self.recipients)) for said in returned.recipients]
         is_nobody_known = not any(one.recipient for one in told)
         if is_nobody_known and self._is_complaint_or_bare(returned) and len(self.recipients) == 1:
             (only,) = self.recipients
             action = Action.COMPLAINED if returned.kind is Kind.COMPLAINT else Action.FAILED
             said = ReturnedRecipient(only.address, action, "", _NOBODY, is_status_written=False)
-            return [_Told(said, only)]
+            return [Told(said, only)]
         return told
 
     def _is_complaint_or_bare(self, returned: Returned) -> bool:
@@ -195,18 +170,18 @@ class _Story:
         self.mail.about = attempt
         ReceivedMail.objects.filter(pk=self.mail.pk).update(about=attempt)
 
-    def _guessed(self, returned: Returned, told: Sequence[_Told]) -> bool:
+    def _guessed(self, returned: Returned, told: Sequence[Told]) -> bool:
         """A guess is told, and proves nothing."""
         ours = [one for one in told if one.recipient]
         attempt = self._attempt([one.recipient for one in ours if one.recipient])
         if attempt is None or not ours:
             return _unmatched(self.mail, returned, "It names no mail that went out from this mailbox.")
         self._about(attempt)
-        text = f"A report without a sign of this mail may be about it: {self._sentence(ours[0])}"
+        text = f"A report without a sign of this mail may be about it: {ours[0].sentence}"
         self._note_once(attempt, "possible_report", text, **self._facts(ours[0]))
         return True
 
-    def _note_one(self, told: _Told, named: OutboundMessageAttempt) -> None:
+    def _note_one(self, told: Told, named: OutboundMessageAttempt) -> None:
         recipient, action = told.recipient, told.said.action
         if recipient is not None and action is Action.COMPLAINED:
             complained(recipient, named, self._event(told, named), self.now)
@@ -215,47 +190,32 @@ class _Story:
         elif action in _STATUSES:
             self._prove(told, recipient, named)
         else:
-            self._note_once(named, str(action), self._sentence(told), **self._facts(told))
+            self._note_once(named, str(action), told.sentence, **self._facts(told))
 
     def _is_carried_by(self, named: OutboundMessageAttempt, recipient: OutboundMessageRecipient) -> bool:
         """Whether what became of `named` decides about `recipient`, and no later attempt does."""
         recipient.refresh_from_db()
         return recipient.attempt_id == named.pk
 
-    def _note_elsewhere(self, told: _Told, named: OutboundMessageAttempt) -> None:
+    def _note_elsewhere(self, told: Told, named: OutboundMessageAttempt) -> None:
         """About somebody we did not write to, such as where an alias leads; or about an earlier copy."""
         whose = "of an earlier copy" if told.recipient else "about an address behind those it went to"
-        text = f"A report {whose}: {self._sentence(told)}"
+        text = f"A report {whose}: {told.sentence}"
         self._note_once(named, "other_report", text, **self._facts(told))
 
     def _prove(
-        self, told: _Told, recipient: OutboundMessageRecipient, attempt: OutboundMessageAttempt
+        self, told: Told, recipient: OutboundMessageRecipient, attempt: OutboundMessageAttempt
     ) -> None:
         proof = Proof.of(_STATUSES[told.said.action], told.said.diagnostic, told.code)
         is_news = prove(recipient, attempt, proof, self._event(told, attempt), self.now)
         if is_news and told.said.evidence.sureness is not Sureness.WEAK:
             suppress_bounced(attempt, recipient, proof, self.now)
 
-    def _event(self, told: _Told, attempt: OutboundMessageAttempt) -> OutboundMessageEvent:
-        name = _NAMES.get(told.said.action, str(told.said.action))
-        return event(attempt, name, self._sentence(told), at=self.now, **self._facts(told))
+    def _event(self, told: Told, attempt: OutboundMessageAttempt) -> OutboundMessageEvent:
+        return event(attempt, told.event_name, told.sentence, at=self.now, **self._facts(told))
 
-    def _sentence(self, told: _Told) -> str:
-        said = " ".join(part for part in (told.code, told.said.diagnostic) if part)
-        if told.code and told.code in told.said.diagnostic:
-            said = told.said.diagnostic
-        return _TEXTS[told.said.action].format(told.name) + (f": {said}" if said else ".")
-
-    def _facts(self, told: _Told) -> dict[str, str]:
-        evidence = told.said.evidence
-        return {
-            "recipient": told.name,
-            "status": told.code,
-            "read_in": str(evidence.source),
-            "sureness": str(evidence.sureness),
-            "matched_by": self.match.by,
-            "mail": str(self.mail.pk),
-        }
+    def _facts(self, told: Told) -> dict[str, str]:
+        return {**told.facts, "matched_by": self.match.by, "mail": str(self.mail.pk)}
 
     def _evidence(self, returned: Returned) -> str:
         return f"The server had it: a report came about it ({returned.kind}), matched by {self.match.by}."
