@@ -22,6 +22,7 @@ from gobii_email.models import (
     AgentEmailAccount,
     AgentEmailOAuthCredential,
     ConnectionTest,
+    Mailbox,
     MailHost,
     OutboundMessageAttempt,
     PersistentAgentCommsEndpoint,
@@ -477,3 +478,17 @@ def test_odd_values_in_forms_are_answers_and_no_faults(value: str, ada: Owner) -
     version = account_version(AgentEmailAccount.objects.get(pk=ada.account.pk), STATE)
     given = values | {"version": version, "direction": "outbound", "to": "off"}
     assert ada.client.post(reverse("console:account_switch", args=[ada.account.pk]), given).status_code == 302
+
+
+def test_a_mailbox_that_cannot_be_watched_says_why_and_what_happens_instead(ada: Owner) -> None:
+    account = ada.account
+    account.imap_host, account.imap_port = "imap.sender.example", 993
+    account.imap_tested_fingerprint = account.imap_fingerprint()
+    account.is_inbound_enabled = account.imap_idle_enabled = True
+    account.save()
+    Mailbox.objects.create(account=account, watch_problem="imap.sender.example does not offer IDLE.")
+    page = ada.client.get(reverse("console:account", args=[account.pk])).content.decode()
+    said = "imap.sender.example does not offer IDLE. It is read every 120 seconds."
+    assert f"Not watched for new mail: {said}" in page
+    Mailbox.objects.update(watch_problem="")
+    assert "Not watched" not in ada.client.get(reverse("console:account", args=[account.pk])).content.decode()
