@@ -1,7 +1,7 @@
 """A mailbox whose Sent folder is a scripted server's, mail in doubt, and time that passes when told to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -42,11 +42,15 @@ def connect_imap(account: AgentEmailAccount, port: int, **values: Any) -> AgentE
 
 @dataclass
 class Scene:
-    """One account, its Sent folder, and the time as its visits see it."""
+    """One account, its Sent folder, and the time as its visits see it: `passed` ahead of ours."""
 
     account: AgentEmailAccount
     server: ScriptedImapServer
-    now: datetime = field(default_factory=timezone.now)
+    passed: timedelta = timedelta(0)
+
+    @property
+    def now(self) -> datetime:
+        return timezone.now() + self.passed
 
     @property
     def sent(self) -> list[bytes]:
@@ -103,7 +107,7 @@ class Scene:
 
     def later(self, **span: float) -> str:
         """Time passes; the dispatcher and a visit do what is due then. What the visit answered."""
-        self.now += timedelta(**span)
+        self.passed += timedelta(**span)
         for attempt in OutboundMessageAttempt.objects.filter(status="in_doubt", due_at__lte=self.now):
             look_at_doubt(
                 OutboundMessageAttempt.objects.select_related("message").get(pk=attempt.pk), self.now
