@@ -6,14 +6,13 @@ Nothing of the system's Dovecot is read or started, and mail lies in that direct
 
 import pwd
 import shutil
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import trustme
 from imapclient.imap_utf7 import encode
 
-from gobii_email.testing.processes import OwnedServer, ServerUnavailable, free_port, is_root
+from gobii_email.testing.processes import OwnedServer, ServerUnavailable, free_port, greets, is_root
 
 LOOPBACK = "127.0.0.1"
 _PROGRAM = "/usr/sbin/dovecot"
@@ -149,11 +148,7 @@ class RealDovecot(OwnedServer):
         return [_PROGRAM, "-F", "-c", str(self.directory / "dovecot.conf")]
 
     def _is_ready(self) -> bool:
-        try:
-            with socket.create_connection((LOOPBACK, self.port), timeout=5) as client:
-                return client.recv(4) == b"* OK"
-        except OSError:
-            return False
+        return greets(self.port, b"* OK")
 
     def _mailbox(self, address: str) -> Path:
         return (self._mail or self.directory / "mail") / address

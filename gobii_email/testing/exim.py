@@ -7,13 +7,12 @@ domains is thrown away, and nothing leaves the machine.
 
 import os
 import shutil
-import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import gobii_email
 from gobii_email.testing.certificates import ThrowAwayAuthority
-from gobii_email.testing.processes import OwnedServer, ServerUnavailable, free_port, is_root
+from gobii_email.testing.processes import OwnedServer, ServerUnavailable, free_port, greets, is_root
 
 LOOPBACK = "127.0.0.1"
 MAX_MESSAGE_BYTES = 1_000_000
@@ -165,11 +164,7 @@ class RealExim(OwnedServer):
         return [*self._without_privileges(), *self._with_made_up_names(), *exim]
 
     def _is_ready(self) -> bool:
-        try:
-            with socket.create_connection((LOOPBACK, self.port), timeout=5) as client:
-                return client.recv(4) == b"220 "
-        except OSError:
-            return False
+        return greets(self.port, b"220 ")
 
     def _without_privileges(self) -> list[str]:
         ids = [f"--reuid={self._uid}", f"--regid={self._gid}", "--clear-groups"]

@@ -7,14 +7,13 @@ domains is thrown away, and nothing leaves the machine.
 
 import re
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gobii_email.testing.certificates import ThrowAwayAuthority
-from gobii_email.testing.processes import OwnedServer, ServerUnavailable, free_port, is_root
+from gobii_email.testing.processes import OwnedServer, ServerUnavailable, free_port, greets, is_root
 
 LOOPBACK = "127.0.0.1"
 MAX_MESSAGE_BYTES = 1_000_000
@@ -158,11 +157,7 @@ class RealPostfix(OwnedServer):
         return [str(self._master), "-c", str(self._etc), "-d"]
 
     def _is_ready(self) -> bool:
-        try:
-            with socket.create_connection((LOOPBACK, self.port), timeout=5) as client:
-                return client.recv(4) == b"220 "
-        except OSError:
-            return False
+        return greets(self.port, b"220 ")
 
     @property
     def _etc(self) -> Path:

@@ -32,6 +32,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def greets(port: int, line: bytes) -> bool:
+    """Whether a server at that loopback port begins with `line`."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+            return client.recv(len(line)) == line
+    except OSError:
+        return False
+
+
 class OwnedServer(ABC):
     """Starts on entering (or `start`), stops on leaving (or `stop`, or at the end of the interpreter).
 
