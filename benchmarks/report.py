@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import admin_lists, drain, fairness, limits, memory, scale, sink, submission
+from benchmarks import admin_lists, drain, fairness, limits, memory, polling, scale, sink, submission
 from benchmarks.rivals import PEERS
 from gobii_email.testing.postgres import postgres_binaries
 from gobii_email.testing.stack import ROOT
@@ -160,6 +160,11 @@ def memory_section() -> str:
     return "\n".join([f"- {memory.large_line(document['large'])}", f"- {memory.many_line(document['many'])}"])
 
 
+def polling_section() -> str:
+    unchanged, taken = polling.unchanged(5000, 16, 600), polling.backlog(5000, 16, 600)
+    return "\n".join([f"- {polling.polls_line(unchanged)}", f"- {polling.backlog_line(taken)}"])
+
+
 def admin_section() -> str:
     document = admin_lists.measured(100_000, 5)
     return table(["list", "statements", "ms", "at most ms"], admin_lists.as_rows(document))
@@ -172,6 +177,7 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "limits": limits_section,
     "scale": scale_section,
     "memory": memory_section,
+    "polling": polling_section,
     "admin": admin_section,
 }
 

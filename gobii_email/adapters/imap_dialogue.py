@@ -78,7 +78,7 @@ class ImapDialogue:
     """A connection that is opened step by step, or by `open` at once. Every step raises Broken or Declined.
 
     `mechanism` and `challenge` tell of the login: how it was done, and what a refused token was told. One
-    that `resumes` takes up the TLS session of an earlier connection, which spares both sides most of its cost.
+    that `resumes` takes up the TLS session of an earlier connection, which spares both most of its cost.
     """
 
     def __init__(

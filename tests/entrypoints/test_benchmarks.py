@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import admin_lists, drain, fairness, limits, memory, report, scale
+from benchmarks import admin_lists, drain, fairness, limits, memory, polling, report, scale
 from benchmarks.rig import Rig
 from benchmarks.sink import Sink, log_in, pipelined, trusting
 
@@ -141,6 +141,13 @@ def test_a_multiplied_queue_is_sent_and_timed() -> None:
     assert found["accepted"] >= 20
     assert any("worker" in name for name in found["statements"])
     assert scale.as_text({"small": found, "large": found}, plans=True)
+
+
+def test_a_backlog_in_one_mailbox_is_taken_in_and_timed() -> None:
+    found = polling.backlog(8, threads=2, seconds=60)
+    assert found.mails == 8 and found.per_second > 0 and found.peak_mb >= found.before_mb > 10
+    polls = polling.Polls(1000, 16, 50.0, 9.0)
+    assert "take 1.67 such workers" in polling.polls_line(polls)
 
 
 def test_every_list_of_the_admin_is_opened_with_few_statements() -> None:
