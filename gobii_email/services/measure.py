@@ -8,11 +8,12 @@ from datetime import datetime
 from functools import lru_cache
 
 from gobii_email import metrics
-from gobii_email.domain.blame import Blame, blame_of, blame_of_wait
+from gobii_email.domain.blame import Blame, blame_of, blame_of_mailbox, blame_of_wait
 from gobii_email.domain.lifecycle import AttemptStatus, Provider
+from gobii_email.domain.mailbox_failures import MailboxFailure
 from gobii_email.domain.outcomes import Accepted, Outcome
 from gobii_email.domain.providers import provider_of_host
-from gobii_email.domain.readings import Reading
+from gobii_email.domain.readings import AccountState, Reading
 from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt
 from gobii_email.models.queue import Acceptance, Work
 
@@ -73,6 +74,14 @@ def polled(account: AgentEmailAccount, outcome: str, blame: Blame) -> None:
     metrics.POLLS.inc(provider, outcome, blame)
     if blame is not Blame.NOBODY:
         metrics.IMAP_FAILURES.inc(provider, "poll", blame)
+
+
+@metrics.harmless
+def imap_failed(host: str, purpose: str, error: str, *, is_login: bool) -> None:
+    """A dialogue with an IMAP server that was no poll has failed; `is_login` where its owner has to act."""
+    hold = AccountState.AUTH_NEEDED if is_login else None
+    blame = blame_of_mailbox(MailboxFailure(error, "", hold=hold))
+    metrics.IMAP_FAILURES.inc(provider_at(host), purpose, blame)
 
 
 @metrics.harmless

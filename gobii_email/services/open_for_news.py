@@ -14,6 +14,7 @@ from gobii_email.domain.mailbox_cursor import Cursor
 from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import ImapServer, NotWatched
+from gobii_email.services import measure
 from gobii_email.services.enlist import read_account, signature_of
 from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token
 
@@ -31,10 +32,13 @@ class Opened:
 
 def open_for_news(account_id: str) -> Opened | NotWatched:
     """The open mailbox, or why there is none. Never raises: whoever waits for the answer is in a loop."""
+    server: ImapServer | None = None
     try:
         server, signature = _settings(account_id)
         connection, folder = wiring.imap_idle().open(server)
     except NotWatched as why:
+        if server is not None and why.category != "no_idle":
+            measure.imap_failed(server.host, "idle", why.category, is_login=why.is_lasting)
         return why
     except Exception as problem:
         logger.exception(

@@ -21,7 +21,7 @@ from gobii_email.domain.evidence import Sight
 from gobii_email.domain.lifecycle import AttemptStatus
 from gobii_email.models import AgentEmailAccount, Mailbox, OutboundMessageAttempt, SentCopy
 from gobii_email.ports import Call, Clock, LookedFor, LookFailed, SentMail
-from gobii_email.services import learn, reconcile
+from gobii_email.services import learn, measure, reconcile
 from gobii_email.services.file_sent import file_copy, files_copies, is_time_to_file
 from gobii_email.services.look import obstacle, sent_mail_of
 from gobii_email.services.record import release_connection
@@ -104,6 +104,7 @@ def _visit(account: AgentEmailAccount, copies: Sequence[SentCopy], clock: Clock)
                 _look(account, left[0], sent, clock)
                 left.pop(0)
     except LookFailed as failed:
+        measure.imap_failed(account.imap_host, "sent", failed.code, is_login=failed.blames_login)
         logger.warning("sent.look_failed", extra={"account_id": str(account.pk), "why": failed.code})
         _note_failed(account, left, failed, clock())
         return "failed"
