@@ -78,6 +78,10 @@ def test_a_success_clears_the_name_and_not_the_address(olga: User) -> None:
     assert sign_in(RIGHT, "olga").status_code == 429, "nine failures came from here"
 
 
+def test_signing_in_often_is_no_guessing(olga: User) -> None:
+    assert {sign_in(RIGHT).status_code for _ in range(11)} == {302}
+
+
 def test_what_nobody_typed_counts_for_nobody(olga: User) -> None:
     for _ in range(5):
         sign_in("")
