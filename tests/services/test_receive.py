@@ -148,6 +148,14 @@ def test_what_no_database_keeps_is_replaced(endpoint: PersistentAgentCommsEndpoi
     assert (message.subject, message.body) == ("x\ufffdy", "a\ufffdb\ufffd")
 
 
+def test_what_is_hidden_in_encoded_words_is_stored_safely(endpoint: PersistentAgentCommsEndpoint) -> None:
+    hidden = "=?unicode_escape?q?a=5Cud800=5Cx00=5Cnb?="
+    raw = mail(From=f"{hidden} <{ANN}>", Subject=hidden, Reply_To=hidden, Precedence=hidden)
+    message = received(endpoint, raw).message
+    assert (message.subject, message.raw_payload["from_name"]) == ("a b", "a b")
+    assert message.raw_payload["headers"]["Precedence"] == "a b"
+
+
 def test_copies_and_further_recipients_are_kept(endpoint: PersistentAgentCommsEndpoint) -> None:
     raw = mail(To="Agent@Sender.example, Bob <bob@person.example>", Cc="Carl <carl@person.example>, nobody")
     message = received(endpoint, raw).message
