@@ -16,7 +16,6 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_post_parameters
 
-from gobii_email.conf import config
 from gobii_email.console import audit, connecting
 from gobii_email.console.access import page, require_right
 from gobii_email.console.forms import LIMITS, SIDES, PauseForm, ReasonForm, SettingsForm
@@ -30,6 +29,7 @@ from gobii_email.services import disconnect as disconnecting
 from gobii_email.services.accounts import InvalidAccount
 from gobii_email.services.authorize import AuthorizationRefused
 from gobii_email.services.browse import Whose
+from gobii_email.services.gate import obstacle_to_mailbox
 from gobii_email.services.guard import SETTINGS, STATE, ChangedMeanwhile, account_version, unchanged
 from gobii_email.services.poll_schedule import poll_now
 
@@ -102,7 +102,7 @@ def _context(found: AgentEmailAccount) -> dict[str, Any]:
         "sides": _sides(found, tests),
         "tests": tests,
         "is_testing": any(test.finished_at is None for test in tests),
-        "is_served": config().byo_email_enabled,
+        "obstacle": obstacle_to_mailbox(found, now),
         "notes": audit.notes_about(found, found.endpoint),
         **_suppressed(found),
     }

@@ -15,7 +15,7 @@ from django.utils import timezone
 from gobii_email.conf import config
 from gobii_email.domain.classification import AccountState
 from gobii_email.models import AgentEmailAccount, Mailbox
-from gobii_email.services.gate import obstacle_to_reading
+from gobii_email.services.gate import obstacle_to_mailbox
 
 _COLUMNS = (
     "endpoint__address",
@@ -58,7 +58,7 @@ def watchable() -> Iterator[Watchable]:
         return
     now = timezone.now()
     for account in _rows().only(*_COLUMNS).iterator(chunk_size=500):
-        if account.is_imap_tested and not obstacle_to_reading(account, now):
+        if account.is_imap_tested and not obstacle_to_mailbox(account, now):
             yield _watchable(account)
 
 

@@ -68,7 +68,7 @@ def suspension_obstacle(found: Switches, subject: Subject, now: datetime) -> Hol
     return Hold(SUSPENDED, text, suspension.ends_at)
 
 
-def obstacle_to_reading(account: AgentEmailAccount, now: datetime) -> str:
+def obstacle_to_mailbox(account: AgentEmailAccount, now: datetime) -> str:
     """Why operators keep everybody out of the account's mailbox, "" when they do not."""
     found, subject = switches(), subject_of(account)
     if not found.is_byo_email_enabled:

@@ -15,7 +15,7 @@ from gobii_email.domain.providers import Known, provider_of_host
 from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount, Mailbox
 from gobii_email.ports import LookFailed, SentMail
-from gobii_email.services.gate import obstacle_to_reading
+from gobii_email.services.gate import obstacle_to_mailbox
 from gobii_email.services.record import release_connection
 from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token, renewed_token
 
@@ -36,7 +36,7 @@ def obstacle(account: AgentEmailAccount | None, now: datetime) -> Obstacle | Non
         return Obstacle(
             "the mailbox has no settings for reading (IMAP) that were tested successfully", is_lasting=True
         )
-    if why := obstacle_to_reading(account, now):
+    if why := obstacle_to_mailbox(account, now):
         return Obstacle(why)
     state = account.state_at(now)
     if state in {AccountState.PAUSED, AccountState.AUTH_NEEDED}:

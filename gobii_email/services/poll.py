@@ -25,7 +25,7 @@ from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import ImapServer, LeaseLost, MailboxUnreadable
 from gobii_email.services.fetch import Fetching
-from gobii_email.services.gate import obstacle_to_reading
+from gobii_email.services.gate import obstacle_to_mailbox
 from gobii_email.services.mailbox_lease import MailboxLease, take
 from gobii_email.services.measure import polled
 from gobii_email.services.poll_schedule import (
@@ -132,7 +132,7 @@ def obstacle_to_polls(account: AgentEmailAccount) -> str:
     """Why the mailbox is not read at all, whatever is due: a sentence, "" when it is."""
     if not account.is_inbound_enabled:
         return "Receiving is switched off for the mailbox; test IMAP, then enable it."
-    why = obstacle_to_reading(account, timezone.now())
+    why = obstacle_to_mailbox(account, timezone.now())
     return f"{why[0].upper()}{why[1:]}." if why else ""
 
 

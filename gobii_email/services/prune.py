@@ -71,7 +71,8 @@ def prune(*, seconds: float = LONGEST_SECONDS) -> dict[str, int]:
         if (cutoff := kind.cutoff(now)) is not None
     }
     if any(done.values()):
-        logger.info("prune.done", extra={"text": ", ".join(f"{name} {count}" for name, count in done.items())})
+        text = ", ".join(f"{name} {count}" for name, count in done.items())
+        logger.info("prune.done", extra={"text": text})
     return done
 
 
