@@ -134,7 +134,7 @@ def _is_file(part: Part) -> bool:
     if part.is_multipart:
         return False
     is_text = part.content_type in ("text/plain", "text/html")
-    return part.is_attachment or part.is_message or bool(part.filename) or not is_text
+    return part.is_attachment or bool(part.filename) or not is_text
 
 
 def _files(root: Part) -> Iterator[Part]:

@@ -71,13 +71,14 @@ def may_be_report(fields: Fields) -> bool:
 
 def _mailbox(text: str) -> tuple[str, str]:
     bare = _without_comments(_QUOTED.sub(lambda found: "\0" * len(found[0]), text))
-    if "," in bare or bare.count("<") > 1 or bare.count(">") != bare.count("<"):
+    if bare.count("<") > 1 or bare.count(">") != bare.count("<"):
         return "", ""
     name, opened, rest = bare.partition("<")
     if not opened:
         return "", _address(bare)
     address, _, after = rest.partition(">")
-    if after.strip():
+    # A comma in a name that nobody quoted is a slip; one after an address begins another mailbox.
+    if after.strip() or ("," in name and "@" in name):
         return "", ""
     return clean_display_name(decoded(_unquoted(text[: len(name)]))), _address(address)
 
