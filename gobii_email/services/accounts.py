@@ -98,6 +98,7 @@ def apply_account(document: object) -> AgentEmailAccount:
         _name(endpoint, wanted.display_name)
         if wanted.oauth is not None:
             _keep_tokens(account, wanted.oauth)
+            poll_schedule.poll_now(account)
     return account
 
 

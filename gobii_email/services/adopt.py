@@ -19,6 +19,7 @@ from gobii_email.domain.providers import providers
 from gobii_email.models import AgentEmailAccount, AgentEmailOAuthCredential
 from gobii_email.services import hold
 from gobii_email.services.accounts import SIDES, edit_account, save_account, takes_tokens
+from gobii_email.services.poll_schedule import poll_now
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def adopt(account_id: uuid.UUID, signed_in: SignedIn) -> AgentEmailAccount:
         account.oauth_credential = _credential(account, signed_in)
         _use_sign_in(account, signed_in)
         _end_hold(account)
+        poll_now(account)
     logger.info("oauth.connected", extra={"account_id": str(account.pk), "provider": service.key})
     return account
 

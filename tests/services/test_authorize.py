@@ -14,6 +14,7 @@ from gobii_email.domain.classification import AccountState
 from gobii_email.models import (
     AgentEmailAccount,
     AgentEmailOAuthCredential,
+    Mailbox,
     OAuthRequest,
     PersistentAgent,
     PersistentAgentCommsEndpoint,
@@ -135,6 +136,18 @@ def test_connecting_again_ends_the_hold_and_leaves_what_was_tested(
     assert account.state == AccountState.ACTIVE and account.is_outbound_enabled and account.is_smtp_tested
     assert message.attempts.get().due_at <= timezone.now()
     assert AgentEmailOAuthCredential.objects.get().get_refresh_token() == before
+
+
+def test_connecting_again_has_a_held_mailbox_read_again(
+    mailbox: AgentEmailAccount, google: LocalOAuthProvider
+) -> None:
+    account = sign_in(mailbox, google)
+    account.imap_tested_fingerprint, account.is_inbound_enabled = account.imap_fingerprint(), True
+    account.save()
+    Mailbox.objects.update_or_create(account=account, defaults={"hold_code": "auth_needed"})
+    sign_in(account, google)
+    row = Mailbox.objects.get()
+    assert row.hold_code == "" and row.due_at is not None and row.due_at <= timezone.now()
 
 
 def test_a_pause_by_a_person_outlasts_a_sign_in(
