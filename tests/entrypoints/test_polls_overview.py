@@ -1,4 +1,4 @@
-"""Mailboxes that are not read, as operators and owners are told of them: `email_doctor`, the attention list."""
+"""Mailboxes that are not read, as operators and owners are told: `email_doctor` and the attention list."""
 
 from datetime import timedelta
 from typing import Any
