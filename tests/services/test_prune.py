@@ -1,11 +1,12 @@
 """What is let go when it is old, what never is, and that nothing is left behind."""
 
+import threading
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.core.files.base import ContentFile
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 
 from gobii_email import api
@@ -239,3 +240,61 @@ def test_beat_has_it_done_by_a_task_that_exists() -> None:
     entry = celeryconfig.beat_schedule["prune"]
     assert entry["task"] in app.tasks
     assert entry["options"]["queue"] in {queue.name for queue in celeryconfig.task_queues}
+
+
+on_postgresql = pytest.mark.skipif(
+    connection.vendor != "postgresql", reason="others' locks are waited for on SQLite; run on PostgreSQL too"
+)
+
+
+@on_postgresql
+@pytest.mark.django_db(transaction=True)
+def test_two_rounds_at_once_share_the_work(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 3)
+    for number in range(12):
+        message(str(number))
+    keep(settings, "BODIES", "MESSAGES")
+    done: list[dict[str, int]] = []
+
+    def once() -> None:
+        try:
+            done.append(prune())
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=once) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sum(found["messages"] for found in done) == 12 and not PersistentAgentMessage.objects.exists()
+
+
+@on_postgresql
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("model", [PersistentAgentMessage, OutboundMessageAttempt])
+def test_what_somebody_holds_is_passed_over(settings: Any, model: Any) -> None:
+    held, free = message("held"), message("free")
+    keep(settings, "MESSAGES")
+    is_held, is_over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        try:
+            with transaction.atomic():
+                field = "pk" if model is PersistentAgentMessage else "message"
+                list(model.objects.select_for_update().filter(**{field: held.pk}).values_list("pk"))
+                is_held.set()
+                is_over.wait(20)
+        finally:
+            connection.close()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert is_held.wait(10)
+    try:
+        assert prune()["messages"] == 1
+        assert PersistentAgentMessage.objects.get().pk == held.pk != free.pk
+    finally:
+        is_over.set()
+        holder.join(10)
+    assert prune()["messages"] == 1
