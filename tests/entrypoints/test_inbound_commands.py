@@ -5,6 +5,7 @@ import pytest
 from gobii_email import api
 from gobii_email.models import PersistentAgentCommsEndpoint, PersistentAgentMessage
 from gobii_email.services import intervene
+from gobii_email.services.act import acts_for
 from tests.conftest import RecordingDoorbell
 from tests.entrypoints.commands import run
 from tests.services.inbound import ANN, mail, received
@@ -45,3 +46,8 @@ def test_it_cannot_be_sent_retried_or_withdrawn(inbound: PersistentAgentMessage)
     found = PersistentAgentMessage.objects.get(pk=inbound.pk)
     assert (found.latest_status, found.submitted_at, found.expires_at) == ("delivered", None, None)
     assert found.attempts.count() == 0
+
+
+@pytest.mark.parametrize("status", ["delivered", "failed", "in_doubt", "queued"])
+def test_whatever_its_status_there_is_nothing_to_be_done_about_it(status: str) -> None:
+    assert acts_for(PersistentAgentMessage(is_outbound=False, latest_status=status)) == []
