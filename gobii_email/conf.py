@@ -80,6 +80,13 @@ def share(text: str) -> float:
     return value
 
 
+def portion(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r} is not a share from 0 to 1")
+    return value
+
+
 def words(text: str) -> tuple[str, ...]:
     return tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
@@ -377,6 +384,9 @@ class Config:
         "",
         "`[address:]port`, loopback unless named, where workers and dispatchers show `/metrics`",
     )
+    traces_share: float = setting(
+        "GOBII_TRACES_SHARE", portion, "1", "share of traces that are exported; failed spans always are"
+    )
     heartbeat_file: str = setting(
         "GOBII_HEARTBEAT_FILE", str, "", "a file that a worker touches every 10 s while it takes tasks"
     )
@@ -487,7 +497,7 @@ def _typed(given: object, parse: Callable[[str], Any]) -> object:
     """A Django setting may already be of the right type; lists are read like their text form."""
     if isinstance(given, (list, tuple, set, frozenset)) and parse in _LISTS:
         return parse(",".join(str(item) for item in given))
-    if isinstance(given, int) and not isinstance(given, bool) and parse in {span, share}:
+    if isinstance(given, int | float) and not isinstance(given, bool) and parse in {span, share, portion}:
         return parse(str(given))
     return given
 

@@ -26,6 +26,7 @@ SMTP_SEND = "email.smtp.send"
 IMAP_POLL = "email.imap.poll"
 OAUTH_REFRESH = "oauth.refresh"
 FAILURE = "email.failure"
+STAGE = "email.stage"
 
 
 class SendSpan:
@@ -37,7 +38,8 @@ class SendSpan:
         self._facts = {"attempt_id": attempt_id}
 
     def ended(self, outcome: Outcome) -> None:
-        """Notes how it ended; a failure becomes the span's error status and an event, redacted."""
+        """Notes its stages and how it ended; a failure becomes the error status and an event, redacted."""
+        self._note_stages(outcome)
         match outcome:
             case Accepted(reply=reply):
                 logger.info("smtp.send.accepted", extra=self._facts | {"smtp_code": reply.code})
@@ -46,6 +48,15 @@ class SendSpan:
                 self._fail(str(reply.code), {"stage": str(stage)} | facts, str(reply))
             case Lost(stage=stage, cause=cause, text=text, is_marked=is_marked):
                 self._fail(str(cause), {"stage": str(stage), "is_marked": is_marked}, text)
+
+    def _note_stages(self, outcome: Outcome) -> None:
+        """An event for each stage, at its end, from the durations that the transport measured."""
+        begun = getattr(self._span, "start_time", None)
+        if begun is None or not self._span.is_recording():
+            return
+        for stage, spent in outcome.facts.stage_ms.items():
+            begun += spent * 1_000_000
+            self._span.add_event(STAGE, {"stage": str(stage), "ms": spent}, timestamp=begun)
 
     def crashed(self, problem: Exception) -> None:
         """Notes a bug: what was raised, without its variables."""

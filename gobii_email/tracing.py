@@ -1,6 +1,6 @@
 """Where spans go: an exporter when the OTEL_* variables ask for one, nothing otherwise.
 
-The only file that touches the OpenTelemetry SDK, which is an extra. Whoever starts a process calls
+Only this file and `sampling` touch the OpenTelemetry SDK, which is an extra. Whoever starts a process calls
 `start_exporting`; a host project that sets up its own provider before keeps it.
 """
 
@@ -8,8 +8,11 @@ import logging
 import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from typing import Any
 
 from opentelemetry import trace
+
+from gobii_email.conf import config
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +50,16 @@ def start_exporting() -> bool:
     for name in names:
         exporter = _exporter(name)
         if exporter is not None:
-            provider.add_span_processor(BatchSpanProcessor(exporter()))
+            provider.add_span_processor(_sampled(BatchSpanProcessor(exporter())))
     trace.set_tracer_provider(provider)
     return True
+
+
+def _sampled(exporting: Any) -> Any:
+    from gobii_email.sampling import KeepFailures
+
+    share = config().traces_share
+    return exporting if share == 1 else KeepFailures(exporting, share)
 
 
 def _exporter(name: str):  # noqa: ANN202 - a class of the SDK, which may be absent
