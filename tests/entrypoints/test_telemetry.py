@@ -16,6 +16,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 from gobii_email import api, telemetry, tracing
 from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt
 from gobii_email.ports import Auth, Security, SmtpServer
+from gobii_email.services.poll import poll
+from gobii_email.services.poll_schedule import schedule
+from gobii_email.testing.certificates import ThrowAwayAuthority
+from gobii_email.testing.imap_server import ScriptedImapServer
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 from gobii_email.testing.stack import Stack
 from tests.conftest import PASSWORD, RecordingDoorbell
@@ -83,7 +87,13 @@ def test_a_send_is_one_client_span_with_exactly_the_promised_attributes(
     assert dict(span.attributes or {}) == SEND_ATTRIBUTES | ports
     assert span.kind is SpanKind.CLIENT
     assert span.status.status_code is StatusCode.UNSET
-    assert span.events == ()
+    stages = [(event.name, (event.attributes or {})["stage"]) for event in span.events]
+    assert stages == [
+        ("email.stage", stage) for stage in ("connect", "ehlo", "tls", "auth", "mail", "rcpt", "data", "dot")
+    ]
+    times = [event.timestamp for event in span.events]
+    assert span.start_time is not None and span.start_time <= times[0]
+    assert times == sorted(times)
 
 
 def test_nothing_private_is_in_any_span(
@@ -100,6 +110,41 @@ def test_nothing_private_is_in_any_span(
     told = everything_in(spans())
     assert "email.smtp.send" in told
     assert [word for word in PRIVATE if word in told] == []
+
+
+PROMISED = {
+    *SEND_ATTRIBUTES, "smtp.port", "server.port", "error.type", "imap.host", "imap.port", "imap.security",
+    "imap.folder", "new_uid_count", "oauth.provider", "messaging.system", "messaging.batch.message_count",
+    "stage", "ms", "text",
+}  # fmt: skip
+
+
+def test_a_journey_out_and_back_tells_what_is_promised_and_nothing_private(
+    account: AgentEmailAccount, authority: ThrowAwayAuthority, smtp_server: ScriptedSmtpServer, settings: Any,
+    doorbell: RecordingDoorbell, deliver_all: Deliver, spans: Any,
+) -> None:  # fmt: skip
+    send()
+    deliver_all()
+    smtp_server.faults.replies["RCPT"] = "550 5.1.1 <to-one@rcpt.example> unknown, said " + PASSWORD
+    send()
+    deliver_all()
+    users = {"agent@sender.example": PASSWORD}
+    with ScriptedImapServer(tls=authority.good("localhost", "127.0.0.1"), users=users) as imap:
+        settings.BYO_EMAIL_ALLOWED_PORTS = f"{smtp_server.port},{imap.port}"
+        account.imap_host, account.imap_port, account.imap_security = "localhost", imap.port, "ssl"
+        account.imap_username, account.is_inbound_enabled = "agent@sender.example", True
+        account.set_imap_password(PASSWORD)
+        account.imap_tested_fingerprint = account.imap_fingerprint()
+        account.save()
+        schedule(account)
+        assert poll(account.pk, owner="test", is_asked_for=True) == "baseline"
+        imap.users.clear()
+        assert poll(account.pk, owner="test", is_asked_for=True) == "held"
+    told = [dict(one.attributes or {}) for one in spans()]
+    told += [dict(event.attributes or {}) for one in spans() for event in one.events]
+    assert {one.name for one in spans()} == {"email.enqueue", "email.smtp.send", "email.imap.poll"}
+    assert {name for one in told for name in one} <= PROMISED
+    assert [word for word in PRIVATE if word in everything_in(spans())] == []
 
 
 @pytest.mark.parametrize(
@@ -130,7 +175,7 @@ def test_a_refusal_is_an_error_with_the_servers_words_redacted(
     attempt = send()
     deliver_all()
     span = named(spans(), "email.smtp.send")
-    (event,) = span.events
+    (event,) = (event for event in span.events if event.name != "email.stage")
     assert span.status.status_code is StatusCode.ERROR
     assert (span.attributes or {})["error.type"] == error
     assert (event.name, (event.attributes or {})["error.type"]) == ("email.failure", error)
