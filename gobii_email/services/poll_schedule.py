@@ -79,7 +79,7 @@ def poll_now(account: AgentEmailAccount) -> bool:
         account_id=account.pk, defaults={"due_at": now, "look_at": now + config().hint_lifetime, **_FREE}
     )
     _end_backoff(account)
-    transaction.on_commit(lambda: _ring([account.pk]))
+    transaction.on_commit(lambda: _ring_or_look_again([account.pk]))
     return True
 
 

@@ -113,6 +113,17 @@ def test_a_broker_that_is_away_is_tried_again_when_its_pause_is_over(
     assert look_at is not None and look_at < timezone.now() + timedelta(seconds=6)
 
 
+@pytest.mark.django_db(transaction=True)
+def test_poll_now_without_a_broker_is_looked_at_soon(
+    agent: PersistentAgent, doorbell: RecordingDoorbell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (account,) = accounts(agent, 1)
+    monkeypatch.setattr(doorbell, "call", lambda calls: False)
+    assert poll_now(account)
+    look_at = mailbox(account).look_at
+    assert look_at is not None and look_at < timezone.now() + timedelta(seconds=6)
+
+
 def test_accounts_that_nobody_scheduled_are_found(
     agent: PersistentAgent, doorbell: RecordingDoorbell
 ) -> None:
