@@ -105,6 +105,22 @@ def test_a_refusal_is_counted_at_its_stage_and_charged_to_whose_doing_it_was(
     assert counted.of("gobii_email_retries_total") == (1 if outcome == "deferred" else 0)
 
 
+def test_nothing_names_a_person_a_secret_or_a_host(
+    account: AgentEmailAccount, smtp_server: ScriptedSmtpServer, counted: Counted, deliver_now: Deliver
+) -> None:
+    send()
+    deliver_now()
+    smtp_server.faults.replies["RCPT"] = f"550 5.1.1 {PASSWORD} <to@rcpt.example> unknown to localhost"
+    send(subject="Private")
+    deliver_now()
+    told = " ".join(f"{name} {values}" for name, values in counted.shown().items())
+    assert "recipient" in told
+    for private in (PASSWORD, "sender.example", "rcpt.example", "localhost", "127.0.0.1", "Private"):
+        assert private not in told
+    for one in (account.pk, account.endpoint_id, account.endpoint.owner_agent_id):
+        assert str(one) not in told
+
+
 def test_a_simulated_mail_is_no_smtp_send(
     endpoint: PersistentAgentCommsEndpoint, counted: Counted, deliver_now: Deliver
 ) -> None:
