@@ -18,7 +18,7 @@ from gobii_email.domain.addresses import normalise, parse_address
 from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.domain.lifecycle import RecipientStatus
 from gobii_email.domain.smtp_replies import Reply, safe_text
-from gobii_email.domain.suppression import is_dead
+from gobii_email.domain.suppression import DEAD, is_dead
 from gobii_email.models import (
     OutboundMessageAttempt,
     OutboundMessageRecipient,
@@ -125,9 +125,14 @@ def suppress_bounced(
 
 
 def suppress_refused(attempt: OutboundMessageAttempt, refused: Mapping[str, Reply], now: datetime) -> None:
-    """Enters those whom the sender's own server refused one by one, in words that are about the address."""
+    """Enters those whom the sender's own server refused one by one, in words that are about the address.
+
+    Not at the first time: a server whose directory is away says the same of everybody for a while.
+    """
     for address, reply in refused.items():
-        if attempt.from_endpoint_id is not None and is_dead(reply.enhanced, reply.text):
+        if attempt.from_endpoint_id is None or not is_dead(reply.enhanced, reply.text):
+            continue
+        if _was_refused_before(attempt, address):
             suppress(
                 attempt.from_endpoint_id,
                 address,
@@ -137,6 +142,17 @@ def suppress_refused(attempt: OutboundMessageAttempt, refused: Mapping[str, Repl
                 message_id=attempt.message_id,
                 now=now,
             )
+
+
+def _was_refused_before(attempt: OutboundMessageAttempt, address: str) -> bool:
+    """Whether another message of the same sender met with the same."""
+    rows = OutboundMessageRecipient.objects.filter(
+        address=address,
+        status=RecipientStatus.REFUSED,
+        enhanced_status__in=DEAD,
+        message__from_endpoint=attempt.from_endpoint_id,
+    )
+    return rows.exclude(message=attempt.message_id).exists()
 
 
 def suppress(
