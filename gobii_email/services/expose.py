@@ -12,7 +12,7 @@ from typing import Any
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from gobii_email import metrics
@@ -40,8 +40,19 @@ def is_token(given: str) -> bool:
 
 class _Everything(Collector):
     def collect(self) -> Iterator[object]:  # type: ignore[override]
-        yield from metrics.counts.collect()
+        counted = metrics.counts.collect()
+        yield from counted
+        yield from _zeros({family.name for family in counted})
         yield from _gauges(_latest.stock())
+
+
+def _zeros(counted: set[str]) -> Iterator[CounterMetricFamily]:
+    """Counters that nobody raised so far: from nothing to one would be no increase to Prometheus."""
+    for one in metrics.ALL:
+        if isinstance(one, metrics.Counter) and not one.labels:
+            family = CounterMetricFamily(one.name, one.about, value=0)
+            if family.name not in counted:
+                yield family
 
 
 class _Latest:

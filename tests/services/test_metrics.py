@@ -265,6 +265,14 @@ def test_switches_are_told(counted: Counted, db: None, settings: Any) -> None:
     assert (shown["gobii_email_enabled"][""], shown["gobii_email_rollout_percent"][""]) == (1, 25)
 
 
+def test_a_counter_that_nobody_raised_is_shown_as_zero_so_that_the_first_time_is_an_increase(
+    counted: Counted, db: None
+) -> None:
+    assert counted.shown()["gobii_email_decrypt_failures_total"] == {"": 0}
+    metrics.DECRYPT_FAILURES.inc()
+    assert counted.shown()["gobii_email_decrypt_failures_total"] == {"": 1}
+
+
 def test_the_stock_is_taken_once_in_ten_seconds(counted: Counted, django_assert_num_queries: Any) -> None:
     counted.shown()
     with django_assert_num_queries(0):
