@@ -90,13 +90,13 @@ def what_is_due() -> dict[str, int]:
 def _rounds(kind: Kind, cutoff: datetime, end: float) -> Iterator[int]:
     """A batch after another. What stays although it was tried is not tried again in this round."""
     stayed: set[Any] = set()
+    rows = kind.due(cutoff)
     while time.monotonic() < end:
-        rows = kind.due(cutoff)
         ids = list(rows.exclude(pk__in=stayed).values_list("pk", flat=True)[:BATCH])
         if not ids:
             return
         yield kind.let_go(rows, ids)
-        stayed |= set(kind.due(cutoff).order_by().filter(pk__in=ids).values_list("pk", flat=True))
+        stayed |= set(rows.order_by().filter(pk__in=ids).values_list("pk", flat=True))
         if len(stayed) > 10 * BATCH:
             logger.warning("prune.stuck", extra={"text": kind.name})
             return
