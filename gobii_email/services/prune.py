@@ -64,11 +64,12 @@ def prune(*, seconds: float = LONGEST_SECONDS) -> dict[str, int]:
 
     Begins nothing new after `seconds`; what is left then is due in the next round.
     """
-    now, end = timezone.now(), time.monotonic() + seconds
+    now, began = timezone.now(), time.monotonic()
+    limited = [(kind, cutoff) for kind in KINDS if (cutoff := kind.cutoff(now)) is not None]
     done = {
-        kind.name: sum(_rounds(kind, cutoff, end))
-        for kind in KINDS
-        if (cutoff := kind.cutoff(now)) is not None
+        # Each in its share of the time and what those before it left: a backlog of one starves no other.
+        kind.name: sum(_rounds(kind, cutoff, began + seconds * number / len(limited)))
+        for number, (kind, cutoff) in enumerate(limited, start=1)
     }
     if any(done.values()):
         text = ", ".join(f"{name} {count}" for name, count in done.items())

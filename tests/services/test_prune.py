@@ -1,7 +1,9 @@
 """What is let go when it is old, what never is, and that nothing is left behind."""
 
+import dataclasses
 import threading
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -214,6 +216,26 @@ def test_a_round_ends_in_time(settings: Any) -> None:
     keep(settings, "BODIES")
     message()
     assert prune(seconds=0) == {"bodies": 0}
+
+
+def test_a_backlog_of_one_kind_starves_no_other(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies alone would take all the time there is."""
+    clock = [0.0]
+    monkeypatch.setattr(module, "BATCH", 1)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    empty = module._empty
+
+    def slowly(rows: Any, ids: Any) -> int:
+        clock[0] += 60
+        return empty(rows, ids)
+
+    bodies, *others = module.KINDS
+    monkeypatch.setattr(module, "KINDS", [dataclasses.replace(bodies, let_go=slowly), *others])
+    for number in range(3):
+        message(str(number))
+    keep(settings, "BODIES", "EVENTS")
+    done = prune(seconds=100)
+    assert done["bodies"] == 1 and done["events"] > 0
 
 
 def test_the_command_counts_first(settings: Any) -> None:
