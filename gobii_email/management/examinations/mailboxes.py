@@ -52,7 +52,7 @@ def _judged(ring: SecretsEncryption, counts: Counter[str]) -> Row:
         return Row("keys", FAIL, f"{text}; not in the ring: {named(lost)}", hint)
     retired = sorted(set(counts) - {primary})
     if retired:
-        hint = f"Run `email_keys reencrypt`, and keep {named(retired)} in the ring until it has ended."
+        hint = f"Keep {named(retired)} in the ring until `email_keys reencrypt` has moved these secrets."
         return Row("keys", WARN, f"{text}; retired: {named(retired)}", hint)
     return Row("keys", OK, text)
 
