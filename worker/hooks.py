@@ -24,7 +24,7 @@ from gobii_email.services import attend
 from gobii_email.services.account_turn import READ_AGAIN_AFTER
 from gobii_email.services.recall import origins
 from gobii_email.services.record import start_writers
-from gobii_email.services.share import shares
+from gobii_email.services.share import poll_shares, shares
 from worker.heartbeat import start_heartbeat
 
 logger = logging.getLogger("gobii_email.worker")
@@ -62,7 +62,7 @@ def share_threads(threads: int) -> None:
     """Lets turns write together, and keeps any one mail server from holding all threads."""
     start_writers()
     origins.seconds = READ_AGAIN_AFTER
-    shares.threads = threads
+    shares.threads = poll_shares.threads = threads
     # Hints that wait in this process for a thread; those at work are in both sets.
     shares.is_anybody_waiting = lambda: len(state.reserved_requests) > len(state.active_requests)
 

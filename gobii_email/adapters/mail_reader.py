@@ -55,6 +55,17 @@ class BoundedMailReader:
         with self._child() as child:
             return child.read(asked, raw, timedelta(seconds=PATIENCE * self._seconds))
 
+    def _waiting(self) -> "_Child | None":
+        """One that waits and is alive: what ended it meanwhile is not the fault of the next mail."""
+        while self._idle:
+            # Another thread may take the last one between the question and the act.
+            with contextlib.suppress(IndexError):
+                child = self._idle.pop()
+                if child.is_alive:
+                    return child
+                child.end()
+        return None
+
     def close(self) -> None:
         """Ends the processes that wait."""
         while self._idle:
@@ -63,11 +74,7 @@ class BoundedMailReader:
     @contextlib.contextmanager
     def _child(self) -> "Iterator[_Child]":
         with self._places:
-            # Another thread may take the last one between the question and the act.
-            try:
-                child = self._idle.pop()
-            except IndexError:
-                child = _Child()
+            child = self._waiting() or _Child()
             try:
                 yield child
             finally:
@@ -89,8 +96,13 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=_environment(),
+            start_new_session=True,  # Ctrl-C is for the worker, which ends them itself
         )
         self._is_ready = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     @property
     def is_usable(self) -> bool:

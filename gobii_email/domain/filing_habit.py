@@ -82,7 +82,7 @@ def spoken(span: timedelta) -> str:
 def next_look(age: timedelta) -> timedelta | None:
     """How long to wait after a look at `age` after the doubt began; None when that was the last.
 
-    As long again as it has lasted: looks at 30 s, 1, 2, 4, 8 … minutes, thirteen in all, the last after a day.
+    As long again as it has lasted: looks at 30 s, 1, 2, 4, 8 … minutes, thirteen in all in a day.
     """
     if age >= LAST_LOOK:
         return None

@@ -16,6 +16,7 @@ from django.utils import timezone
 from gobii_email.conf import config
 from gobii_email.domain.inbound_mail import Fields, read_fields
 from gobii_email.domain.mailbox_cursor import Cursor, read_cursor, windows
+from gobii_email.domain.mailbox_failures import MailboxFailure
 from gobii_email.domain.senders import message_id_of, sender_of
 from gobii_email.models import AgentEmailAccount, ReceivedMail
 from gobii_email.ports import MailboxUnreadable, MailHead, OpenFolder
@@ -194,13 +195,17 @@ class Fetching:
     def _heads(self, uids: Sequence[int]) -> Mapping[int, MailHead]:
         """By UID, for those that are there; where one of them spoils the answer, each by itself."""
         try:
-            return self._folder.heads(uids)
+            heads = self._folder.heads(uids)
         except MailboxUnreadable as problem:
             if problem.is_over and len(uids) > 1:
                 raise
             if len(uids) == 1:
                 self._note_missing(uids[0], problem)
                 return {}
+        else:
+            for uid in set(uids) - heads.keys():
+                self._note_left_out(uid)
+            return heads
         return {uid: head for one in uids for uid, head in self._heads([one]).items()}
 
     def _take(self, head: MailHead) -> None:
@@ -227,8 +232,10 @@ class Fetching:
         except MailboxUnreadable as problem:
             self._note_missing(mail.uid, problem, mail)
             return
-        if mail.raw is not None:
-            self._store(mail)
+        if mail.raw is None:
+            self._note_left_out(mail.uid, mail)
+            return
+        self._store(mail)
         self._unfetched.pop(str(mail.uid), None)
 
     def _store(self, mail: ReceivedMail) -> None:
@@ -256,6 +263,11 @@ class Fetching:
             from_address=sender_of(fields),
             stored_at=timezone.now(),
         )
+
+    def _note_left_out(self, uid: int, mail: ReceivedMail | None = None) -> None:
+        """Either it was deleted just now, which the next poll sees, or it is asked for again then."""
+        failure = MailboxFailure("left_out", "It answers without it.")
+        self._note_missing(uid, MailboxUnreadable(failure, is_over=False), mail)
 
     def _note_missing(self, uid: int, problem: MailboxUnreadable, mail: ReceivedMail | None = None) -> None:
         """Counts a mail that was not handed out; raises `problem` where the connection ended with it."""

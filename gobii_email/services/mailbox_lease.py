@@ -30,7 +30,8 @@ class MailboxLease:
     def __init__(self, account_id: uuid.UUID, token: uuid.UUID, was_due_at: datetime | None) -> None:
         self.account_id = account_id
         self._token = token
-        self._was_due_at = was_due_at
+        self.name = str(token)
+        self.was_due_at = was_due_at
         self._renew_at = time.monotonic() + _span() * RENEWED_AFTER
 
     def touch(self) -> None:
@@ -52,7 +53,7 @@ class MailboxLease:
 
         If somebody asked for a poll while this one was under way, it is due as they said.
         """
-        is_as_before = Q(due_at=self._was_due_at) if self._was_due_at else Q(due_at__isnull=True)
+        is_as_before = Q(due_at=self.was_due_at) if self.was_due_at else Q(due_at__isnull=True)
 
         def unless_asked(value: datetime | None) -> Case:
             then = Value(value, output_field=DateTimeField())

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.utils import timezone
 
@@ -39,6 +39,7 @@ from gobii_email.services.poll_schedule import (
 from gobii_email.services.record import release_connection
 from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token, renewed_token
 from gobii_email.services.select import LOOK_AGAIN_AFTER
+from gobii_email.services.share import poll_shares
 
 __all__ = [
     "Visit",
@@ -61,6 +62,8 @@ TAKEN_OVER = "taken over"
 BASELINE = "baseline"
 READ = "read"
 HELD = "held"
+WAITS_ITS_TURN = "waits its turn"
+STANDS_BACK_FOR = timedelta(seconds=5)
 FAILED = "failed"
 
 
@@ -115,6 +118,24 @@ def _visit(lease: MailboxLease) -> Visit:
     account = rows.get(pk=lease.account_id)
     if obstacle := obstacle_to_polls(account):
         return _leave_off(lease, account, obstacle)
+    server = f"{account.imap_host}:{account.imap_port}"
+    if not poll_shares.enter(server, lease.name):
+        return _stand_back(lease)
+    try:
+        return _read_or_fail(lease, account)
+    finally:
+        poll_shares.leave(server, lease.name)
+
+
+def _stand_back(lease: MailboxLease) -> Visit:
+    """Its server has its share of this worker's threads: others go first, and it stays overdue."""
+    with lease.leaving(lease.was_due_at, timezone.now() + STANDS_BACK_FOR):
+        pass
+    release_connection()
+    return Visit(WAITS_ITS_TURN)
+
+
+def _read_or_fail(lease: MailboxLease, account: AgentEmailAccount) -> Visit:
     try:
         with _told_as_failures():
             return _read(lease, account)
@@ -167,10 +188,18 @@ def _read(lease: MailboxLease, account: AgentEmailAccount) -> Visit:
 def _read_at(server: ImapServer, lease: MailboxLease, account: AgentEmailAccount) -> Visit:
     began_at = timezone.now()
     release_connection()
+    host = f"{server.host}:{server.port}"
+
+    def touch() -> None:
+        """Before each wait: so long as the server goes on answering, it is not slow."""
+        poll_shares.begin(host, lease.name)
+        lease.touch()
+
     with (
         telemetry.imap_poll(server, str(account.pk)) as span,
-        wiring.imap_mailboxes().open_folder(server, lease.touch) as folder,
+        wiring.imap_mailboxes().open_folder(server, touch) as folder,
     ):
+        poll_shares.done(host, lease.name)
         fetching = Fetching(account, folder, lease, one_by_one=account.mailbox.failures > 0)
         try:
             fetching.run()

@@ -37,11 +37,11 @@ class Shares:
         self._parked: OrderedDict[str, tuple[str, str]] = OrderedDict()  # lane: attempt id, host
         self._lock = threading.Lock()
 
-    def enter(self, host: str, turn: str, *, lane: str, attempt_id: str) -> bool:
-        """Takes a thread's place at `host` for `turn`; False when its hint was parked instead."""
+    def enter(self, host: str, turn: str, *, lane: str = "", attempt_id: str = "") -> bool:
+        """Takes a thread's place at `host` for `turn`; False when its hint, if any, was parked instead."""
         with self._lock:
             if not self._may_enter(host):
-                if len(self._parked) < MOST_PARKED:
+                if attempt_id and len(self._parked) < MOST_PARKED:
                     self._parked[lane] = (attempt_id, host)
                 return False
             entry = self._hosts.setdefault(host, _Host())
@@ -158,4 +158,7 @@ class Newcomers:
 
 
 shares = Shares()
+"""Of threads that send."""
+poll_shares = Shares()
+"""Of threads that read mailboxes; nothing is parked in it."""
 newcomers = Newcomers()

@@ -15,7 +15,8 @@ _MARKS = {
     "sent": "✓", "delivered": "✓", "accepted": "✓", "ok": "✓", "active": "✓",
     "failed": "✗", "refused": "✗", "bounced": "✗", "fail": "✗", "blocked": "✗",
     "in_doubt": "?", "partially_sent": "◑", "warn": "!", "deferred": "↻",
-    "queued": "…", "pending": "…", "sending": "→", "received": "←", "cancelled": "⊘", "skipped": "·", "paused": "‖",
+    "queued": "…", "pending": "…", "sending": "→", "received": "←",
+    "cancelled": "⊘", "skipped": "·", "paused": "‖",
 }  # fmt: skip
 _TONES = {
     "good": {"sent", "delivered", "accepted", "ok", "active"},

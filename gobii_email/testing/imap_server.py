@@ -30,7 +30,8 @@ class ImapFaults:
     them) to what is said in place of its whole answer (`TAG` stands for the tag), `injected` follows the
     consent to STARTTLS in clear. At a command in `drops` the line is cut, at APPEND after its literal;
     with `keeps_dropped` that mail is filed all the same. EXAMINE names no code in `untold`. Whoever
-    fetches a UID in `refused` hears NO; one in `deadly` cuts the line.
+    fetches a UID in `refused` hears NO; one in `deadly` cuts the line; one in `left_out` is found, and its
+    answer is without it.
     """
 
     greeting: bytes = b""
@@ -41,6 +42,7 @@ class ImapFaults:
     untold: set[str] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
     deadly: set[int] = field(default_factory=set)
+    left_out: set[int] = field(default_factory=set)
 
 
 class ScriptedImapServer:
@@ -246,7 +248,7 @@ class _Conversation:
             self._script.say(tag + b" NO [SERVERBUG] cannot read the mail")
             return
         for number, message in self._there():
-            if number in wanted:
+            if number in wanted and number not in faults.left_out:
                 self._script.write(self._fetched(number, message, items.upper(), by_uid=by_uid))
         self._script.say(tag + b" OK fetched")
 

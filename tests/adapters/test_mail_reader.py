@@ -134,6 +134,14 @@ def pid_of(reader: BoundedMailReader) -> int:
     return child._process.pid
 
 
+def test_one_that_died_while_it_waited_is_not_the_next_mails_fault(reader: BoundedMailReader) -> None:
+    reader.read(b"Subject: first\r\n\r\nHello")
+    (child,) = reader._idle
+    child._process.kill()
+    child._process.wait()
+    assert isinstance(reader.read(b"Subject: second\r\n\r\nHello"), MailReading)
+
+
 def test_a_process_that_was_killed_is_replaced() -> None:
     reader = reader_with()
     try:

@@ -16,8 +16,10 @@ from gobii_email.models import (
     ReceivedMail,
 )
 from gobii_email.services import fetch, mailbox_lease
+from gobii_email.services import poll as poll_service
 from gobii_email.services.mailbox_lease import take
 from gobii_email.services.poll import Visit, poll, poll_now, schedule, visit
+from gobii_email.services.share import Shares
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.imap_server import ScriptedImapServer
 from tests.conftest import PASSWORD, RecordingDoorbell
@@ -240,6 +242,17 @@ def test_a_mail_that_is_not_handed_out_goes_to_quarantine_after_three_polls_and_
     assert cursor(begun) == "v:1795292296:3" and mailbox(begun).unfetched == {}
 
 
+def test_a_mail_that_an_answer_leaves_out_is_asked_for_again(
+    begun: AgentEmailAccount, server: ScriptedImapServer
+) -> None:
+    inbox(server).extend(mail(number) for number in (1, 2, 3))
+    server.faults.left_out = {2}
+    assert polled(begun).missing == 1 and cursor(begun) == "v:1795292296:1"
+    server.faults.left_out = set()
+    assert polled(begun).stored == 1 and cursor(begun) == "v:1795292296:3"
+    assert sorted(row.uid for row in stored()) == [1, 2, 3]
+
+
 def test_a_mail_that_ends_the_connection_each_time_is_found_out(
     begun: AgentEmailAccount, server: ScriptedImapServer
 ) -> None:
@@ -262,6 +275,24 @@ def test_a_mail_that_was_deleted_before_it_was_handed_out_is_not_waited_for(
     assert polled(begun).missing == 1
     inbox(server)[0] = b""
     assert polled(begun).missing == 0 and cursor(begun) == "v:1795292296:2"
+
+
+def test_a_server_with_its_share_of_threads_lets_others_go_first(
+    begun: AgentEmailAccount, server: ScriptedImapServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = Shares()
+    places.threads = 8
+    monkeypatch.setattr(poll_service, "poll_shares", places)
+    host = f"{begun.imap_host}:{begun.imap_port}"
+    assert places.enter(host, "somebody")
+    make_due(begun)
+    due_at = mailbox(begun).due_at
+    assert poll(begun.pk, owner="test") == "waits its turn"
+    assert mailbox(begun).due_at == due_at and mailbox(begun).look_at > timezone.now()
+    assert mailbox(begun).lease_token is None
+    places.leave(host, "somebody")
+    assert poll(begun.pk, owner="test") == "0 new"
+    assert places.enter(host, "a") and places.enter(host, "b"), "a quick answer has made a place"
 
 
 def test_a_backlog_is_taken_in_turns_and_the_rest_is_due_at_once(
