@@ -46,6 +46,7 @@ FIELDS = (
     "pool",
     "concurrency",
     "queues",
+    "client",
     "task_events",
     "traces",
 )

@@ -53,7 +53,7 @@ def begin(username: str, address: str) -> SignIn | None:
     if not over:
         return sign_in
     if any(one.count == limit + 1 for one, limit in over):
-        logger.warning("sign_in.throttled", extra={"address": address})
+        logger.warning("sign_in.throttled", extra={"client": address})
     now = timezone.now()
     when = clock_time(now + max(one.left for one, _ in over), now)
     raise TooManySignIns(f"Too many sign-ins have failed. The next may be tried at {when}.")
