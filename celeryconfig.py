@@ -6,8 +6,9 @@ buys delivery guarantees from the broker: each such setting was measured to lose
 
 from kombu import Exchange, Queue
 
-from gobii_email.adapters.celery_queue import CONTROL_QUEUE, INBOUND_QUEUE, SEND_QUEUE, broker_options
+from gobii_email.adapters.celery_queue import broker_options
 from gobii_email.conf import config
+from gobii_email.ports import CONTROL_QUEUE, INBOUND_QUEUE, SEND_QUEUE
 
 _settings = config()
 

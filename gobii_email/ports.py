@@ -180,6 +180,9 @@ class Hint:
     lane: str = ""
 
 
+SEND_QUEUE, CONTROL_QUEUE, INBOUND_QUEUE = "email.send", "email.control", "email.inbound"
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A task to be run by name, in `queue`, about the row with the id `subject`: ids alone go through it."""

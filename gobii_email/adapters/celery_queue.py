@@ -20,14 +20,11 @@ from opentelemetry.propagate import inject
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from gobii_email.ports import Call, Hint
+from gobii_email.ports import SEND_QUEUE, Call, Hint
 
 logger = logging.getLogger(__name__)
 
 DELIVER = "gobii_email.deliver"
-SEND_QUEUE = "email.send"
-CONTROL_QUEUE = "email.control"
-INBOUND_QUEUE = "email.inbound"
 PATIENCE = timedelta(seconds=1)
 RUNG_FOR = timedelta(seconds=5)
 """A lane whose hint nobody took within this is rung again."""

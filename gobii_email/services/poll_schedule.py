@@ -13,10 +13,9 @@ from django.db.models import Q
 from django.utils import timezone
 
 from gobii_email import wiring
-from gobii_email.adapters.celery_queue import INBOUND_QUEUE
 from gobii_email.conf import config
 from gobii_email.models import AgentEmailAccount, Mailbox
-from gobii_email.ports import Call
+from gobii_email.ports import INBOUND_QUEUE, Call
 from gobii_email.services.switches import switches
 
 POLL_MAILBOX = "gobii_email.poll_mailbox"

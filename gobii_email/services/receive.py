@@ -15,14 +15,13 @@ from django.db.models import F
 from django.utils import timezone
 
 from gobii_email import wiring
-from gobii_email.adapters.celery_queue import INBOUND_QUEUE
 from gobii_email.conf import config
 from gobii_email.domain.authentication_results import NOTHING, assess
 from gobii_email.domain.dsn import addresses_in
 from gobii_email.domain.mail_reading import MailReading
 from gobii_email.domain.senders import message_id_of, sender_of
 from gobii_email.models import PersistentAgentCommsEndpoint, ReceivedMail
-from gobii_email.ports import Call, GaveUp
+from gobii_email.ports import INBOUND_QUEUE, Call, GaveUp
 from gobii_email.services import keep_files
 from gobii_email.services.admission import Fetch, Verdict, is_listened_to, too_large, wanted
 from gobii_email.services.announce import announce

@@ -15,12 +15,11 @@ from django.db.models import Min
 from django.utils import timezone
 
 from gobii_email import wiring
-from gobii_email.adapters.celery_queue import CONTROL_QUEUE
 from gobii_email.conf import config
 from gobii_email.domain.evidence import Sight
 from gobii_email.domain.lifecycle import AttemptStatus
 from gobii_email.models import AgentEmailAccount, Mailbox, OutboundMessageAttempt, SentCopy
-from gobii_email.ports import Call, Clock, LookedFor, LookFailed, SentMail
+from gobii_email.ports import CONTROL_QUEUE, Call, Clock, LookedFor, LookFailed, SentMail
 from gobii_email.services import learn, measure, reconcile
 from gobii_email.services.file_sent import file_copy, files_copies, is_time_to_file
 from gobii_email.services.look import obstacle, sent_mail_of

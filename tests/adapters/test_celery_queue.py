@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 from kombu import Connection
 
-from gobii_email.adapters.celery_queue import INBOUND_QUEUE, SEND_QUEUE, CeleryDoorbell
-from gobii_email.ports import Call
+from gobii_email.adapters.celery_queue import CeleryDoorbell
+from gobii_email.ports import INBOUND_QUEUE, SEND_QUEUE, Call
 from gobii_email.testing.processes import free_port
 from gobii_email.testing.valkey import EmbeddedValkey
 

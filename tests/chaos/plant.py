@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gobii_email.adapters.celery_queue import SEND_QUEUE
+from gobii_email.ports import SEND_QUEUE
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.oracle import Oracle
 from gobii_email.testing.postgres import EmbeddedPostgres

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from gobii_email.adapters.celery_queue import INBOUND_QUEUE
 from gobii_email.models import PersistentAgentCommsEndpoint, ReceivedMail
-from gobii_email.ports import Call
+from gobii_email.ports import INBOUND_QUEUE, Call
 from gobii_email.services import receive
 from gobii_email.services.receive import LEFT_FOR, RECEIVE, read_what_is_stored
 from gobii_email.signals import email_received

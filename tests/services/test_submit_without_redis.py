@@ -12,14 +12,14 @@ import pytest
 from kombu import Connection
 
 from gobii_email import api, wiring
-from gobii_email.adapters.celery_queue import SEND_QUEUE, CeleryDoorbell
+from gobii_email.adapters.celery_queue import CeleryDoorbell
 from gobii_email.models import (
     AgentEmailAccount,
     OutboundMessageAttempt,
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
 )
-from gobii_email.ports import Hint
+from gobii_email.ports import SEND_QUEUE, Hint
 from gobii_email.services.deliver import deliver
 from gobii_email.services.dispatch import dispatch_round
 from gobii_email.testing.processes import free_port

@@ -5,9 +5,9 @@ from datetime import timedelta
 from django.db.models import Min
 from django.utils import timezone
 
-from gobii_email.adapters.celery_queue import INBOUND_QUEUE
 from gobii_email.management.examinations.row import OK, WARN, Row, named
 from gobii_email.models import Mailbox
+from gobii_email.ports import INBOUND_QUEUE
 from gobii_email.services.switches import switches
 from gobii_email.services.tell import clock_time
 

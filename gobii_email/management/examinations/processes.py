@@ -8,12 +8,12 @@ from django.db.models import Min
 from django.utils import timezone
 
 from gobii_email import wiring
-from gobii_email.adapters.celery_queue import SEND_QUEUE, producer
+from gobii_email.adapters.celery_queue import producer
 from gobii_email.conf import config
 from gobii_email.domain.lifecycle import AttemptStatus
 from gobii_email.management.examinations.row import FAIL, OK, PATIENCE_SECONDS, WARN, Row, brief, named
 from gobii_email.models import OutboundMessageAttempt
-from gobii_email.ports import AttendanceUnknown, LeasesUnavailable
+from gobii_email.ports import SEND_QUEUE, AttendanceUnknown, LeasesUnavailable
 from gobii_email.services import attend
 from gobii_email.services.enlist import watchable
 from gobii_email.services.share_watches import lease_of
