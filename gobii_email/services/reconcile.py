@@ -209,7 +209,7 @@ def _go_on(copy: SentCopy, text: str, now: datetime, *, no_later_than: datetime 
         return
     pause = next_look(now - doubt_began(attempt))
     if pause is None:
-        text += " Nobody looks any more; a bounce, an answer or a person decides (email_resolve)."
+        text += " Nobody looks any more; a bounce, an answer or a person decides."
         copy.state = State.UNKNOWN
     wishes = [at for at in (resend, no_later_than) if at is not None]
     copy.look_at = None if pause is None else min([now + pause, *wishes])

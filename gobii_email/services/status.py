@@ -225,8 +225,8 @@ def _doubt_ends(attempt: OutboundMessageAttempt, again: datetime | None, now: da
         return f"It is sent again at {clock_time(max(again, attempt.due_at), now)} unless evidence comes."
     if attempt.due_at is not None:
         when = clock_time(attempt.due_at, now)
-        return f"It is looked for in Sent at {when}; a person may decide before (email_resolve)."
-    return "Evidence or a person decides (email_resolve)."
+        return f"It is looked for in Sent at {when}; a person may decide before."
+    return "Evidence or a person decides."
 
 
 def is_over(status: str) -> bool:

@@ -101,7 +101,7 @@ def test_the_log_says_so_once_and_names_nobody(olga: User, caplog: pytest.LogCap
         for _ in range(6):
             sign_in("wrong")
     (record,) = [record for record in caplog.records if record.message == "sign_in.throttled"]
-    assert record.address == "192.0.2.1" and "olga" not in str(record.__dict__)
+    assert record.client == "192.0.2.1" and "olga" not in str(record.__dict__)
 
 
 @pytest.mark.parametrize(
