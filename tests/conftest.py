@@ -182,3 +182,8 @@ def fresh_settings() -> Iterator[None]:
     """Settings read from a changed environment do not outlive a test."""
     yield
     config.cache_clear()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that nobody waits for it when all others are done."""
+    items.sort(key=lambda item: "journeys/test_on_postgresql.py" not in item.nodeid)
