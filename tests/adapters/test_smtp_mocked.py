@@ -1,6 +1,7 @@
 """The flow of an SMTP submission pinned without a network: the dialler hands out a socket of our making."""
 
 import base64
+import socket
 import ssl
 from collections.abc import Callable
 
@@ -27,6 +28,12 @@ class FakeSocket:
         self._respond = respond
         self._ready = bytearray(greeting)
         self._timeout: float | None = None
+        # Readable for whoever asks the system; what there is to be read, `recv` knows.
+        self._pair = socket.socketpair()
+        self._pair[1].send(b".")
+
+    def fileno(self) -> int:
+        return self._pair[0].fileno()
 
     def settimeout(self, seconds: float) -> None:
         self._timeout = seconds
@@ -48,6 +55,8 @@ class FakeSocket:
 
     def close(self) -> None:
         self.is_closed = True
+        for end in self._pair:
+            end.close()
 
 
 class Bench:

@@ -22,6 +22,7 @@ from gobii_email.services.poll import Visit, poll, poll_now, schedule, visit
 from gobii_email.services.share import Shares
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.imap_server import ScriptedImapServer
+from gobii_email.testing.stack import eventually
 from tests.conftest import PASSWORD, RecordingDoorbell
 from tests.services.polling import (
     AGENT,
@@ -161,6 +162,7 @@ def test_an_unchanged_mailbox_costs_three_round_trips_at_most_after_the_login(
 ) -> None:
     before = len(server.heard)
     assert str(polled(begun)) == "0 new"
+    eventually(lambda: server.heard[before:].endswith(b"LOGOUT\r\n"))
     said = server.heard[before:].split(b"\r\n")
     after_login = said[[b"LOGIN" in line or b"AUTHENTICATE" in line for line in said].index(True) + 1 :]
     commands = [line.split(b" ")[1] for line in after_login if line.count(b" ")]
