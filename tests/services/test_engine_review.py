@@ -382,13 +382,13 @@ def test_a_doubt_that_outlived_its_message_stays_a_doubt(account: AgentEmailAcco
     dispatch_round()
     dispatch_round()
     assert fresh(message).latest_status == "in_doubt"
-    assert "email_resolve" in (api.delivery_status(message.pk).waiting_for or "")
+    assert "a person" in (api.delivery_status(message.pk).waiting_for or "")
 
 
 def test_a_doubt_that_will_outlive_its_message_promises_no_second_sending(account: AgentEmailAccount) -> None:
     message = send(on_doubt="resend", expires_at=timezone.now() + timedelta(minutes=5))
     report(marked(message), Lost(Stage.DOT, Cause.TIMEOUT, "No answer came.", is_marked=True))
-    assert "email_resolve" in (api.delivery_status(message.pk).waiting_for or "")
+    assert "a person" in (api.delivery_status(message.pk).waiting_for or "")
 
 
 def test_each_further_doubt_about_a_message_waits_twice_as_long(account: AgentEmailAccount) -> None:
