@@ -9,6 +9,7 @@ import json
 import logging
 import queue
 import threading
+import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +52,8 @@ FIELDS = (
     "traces",
 )
 _FRAMES = 12
+GATHERS_FOR = 0.02
+"""Seconds for which lines gather before they are written."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -76,11 +79,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class BackgroundHandler(logging.Handler):
-    """Writes to `stream` in one thread, as many lines at once as there are; whoever says a line goes on.
+    """Writes to `stream` in one thread, the lines of GATHERS_FOR at once; whoever says a line goes on.
 
     A lock around the writing would make every thread of a busy worker wait for the one that writes, and that
-    one for its turn to go on. A process that ends writes all lines; one that is killed loses those of its
-    last milliseconds.
+    one for its turn to go on; a write a line would make it take turns with them all the time. A process that
+    ends writes all lines; one that is killed loses those of its last milliseconds.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -114,6 +117,8 @@ class BackgroundHandler(logging.Handler):
     def _run(self) -> None:
         while True:
             found = [self._lines.get()]
+            if isinstance(found[0], str):
+                time.sleep(GATHERS_FOR)
             while not self._lines.empty():
                 found.append(self._lines.get())
             self._write("".join(f"{line}\n" for line in found if isinstance(line, str)))

@@ -6,7 +6,8 @@ way of a mail. A `provider` is an id of `domain/providers`, else "other"; "none"
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -66,9 +67,14 @@ class Histogram:
     bounds: Sequence[float]
     labels: Sequence[str] = ()
 
-    @harmless
     def observe(self, amount: float, *values: str) -> None:
-        counts.observe(self.name, self.about, self.labels, values, self.bounds, [max(amount, 0)])
+        self.observe_all([amount], *values)
+
+    @harmless
+    def observe_all(self, amounts: Iterable[float], *values: str) -> None:
+        found = [max(amount, 0) for amount in amounts]
+        if found:
+            counts.observe(self.name, self.about, self.labels, values, self.bounds, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +192,14 @@ ALL: Sequence[Metric] = tuple(
 )
 
 
-@harmless
-def stages(milliseconds: Iterable[tuple[str, int]]) -> None:
-    """Notes how long each stage of one dialogue took."""
-    for stage, spent in milliseconds:
-        counts.observe(STAGE.name, STAGE.about, STAGE.labels, (stage,), STAGE.bounds, [spent / 1000])
+def stages(dialogues: Iterable[Mapping[str, int]]) -> None:
+    """Notes how many milliseconds each stage of each dialogue took."""
+    spent: dict[str, list[float]] = defaultdict(list)
+    for dialogue in dialogues:
+        for stage, milliseconds in dialogue.items():
+            spent[stage].append(milliseconds / 1000)
+    for stage, seconds in spent.items():
+        STAGE.observe_all(seconds, stage)
 
 
 def as_markdown() -> str:

@@ -12,6 +12,7 @@ import struct
 import threading
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -80,9 +81,10 @@ class SharedCounts:
                     return
                 keys = list(_keys_of_histogram(name, about, labels, values, bounds))
                 cells = self._cells_of(HISTOGRAM, name, values, keys)
-            for amount in amounts:
-                cells.add(0, amount)
-                cells.add(1 + bisect_left(bounds, amount), 1)
+            found = list(amounts)
+            cells.add(0, sum(found))
+            for place, times in Counter(bisect_left(bounds, amount) for amount in found).items():
+                cells.add(1 + place, times)
 
     def collect(self) -> list[Family]:
         """The sums over all processes, dead ones included. A file that cannot be read is left out."""

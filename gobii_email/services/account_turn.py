@@ -243,8 +243,11 @@ class AccountTurn:
                 newcomers.give_way(turn.lane)
             shares.begin(self.host, turn.name)
             outcome = self._outcome(work, addresses)
-        self.is_quick = shares.done(self.host, turn.name) < QUICK
-        self._call_the_parked()
+        done = shares.done(self.host, turn.name)
+        self.is_quick = done.seconds < QUICK
+        if done.parked is not None:
+            # A quick answer made a place for another lane, long before this turn ends.
+            wiring.doorbell().ring([Hint(done.parked)])
         self.place.count(outcome, len(addresses))
         if isinstance(outcome, Lost) and outcome.cause is Cause.SUSPENDED:
             self._stop(work)
@@ -260,11 +263,6 @@ class AccountTurn:
         self.turn.is_over = True
         if (switched := self.gate.obstacle()) is not None:
             self._wait(switched.code, switched.reason, switched.until, timezone.now())
-
-    def _call_the_parked(self) -> None:
-        """A quick answer may have made a place for another lane, long before this turn ends."""
-        if (parked := shares.next_parked()) is not None:
-            wiring.doorbell().ring([Hint(parked)])
 
     def _outcome(self, work: Work, addresses: Sequence[str]) -> Outcome:
         try:

@@ -4,6 +4,7 @@ What each count is called stands in `metrics`, whose doing a failure is in domai
 committed by a process that is killed in the next instant is not counted; the rows know it.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
@@ -32,20 +33,26 @@ def provider_of(account: AgentEmailAccount | None, transport: str) -> str:
 
 
 @metrics.harmless
-def accepted(work: Work, row: Acceptance, account: AgentEmailAccount | None) -> None:
-    """An ordinary acceptance, written together with others."""
-    provider = provider_of(account, row.provider)
-    metrics.ATTEMPTS.inc(row.provider, provider, AttemptStatus.SENT, NONE, Blame.NOBODY)
-    metrics.stages(row.stage_ms.items())
-    if work.not_before is not None:
-        metrics.ACCEPT.observe((row.at - work.not_before).total_seconds(), row.provider)
+def accepted(written: Sequence[tuple[Work, Acceptance]], account: AgentEmailAccount | None) -> None:
+    """Ordinary acceptances of one turn, written together with others."""
+    if not written:
+        return
+    transport = written[0][1].provider
+    provider = provider_of(account, transport)
+    metrics.ATTEMPTS.inc(transport, provider, AttemptStatus.SENT, NONE, Blame.NOBODY, by=len(written))
+    metrics.stages(row.stage_ms for _, row in written)
+    waits = ((row.at - work.not_before).total_seconds() for work, row in written if work.not_before is not None)
+    metrics.ACCEPT.observe_all(waits, transport)
 
 
 @metrics.harmless
-def taken(work: Work, now: datetime) -> None:
-    """A worker has claimed `work`; how long that took says something where nothing had held it."""
-    if work.not_before is not None and not work.held_code:
-        metrics.QUEUE_WAIT.observe((now - work.not_before).total_seconds())
+def taken(works: Sequence[Work], now: datetime) -> None:
+    """A worker has claimed them; how long that took says something where nothing had held them."""
+    metrics.QUEUE_WAIT.observe_all(
+        (now - work.not_before).total_seconds()
+        for work in works
+        if work.not_before is not None and not work.held_code
+    )
 
 
 @metrics.harmless
@@ -57,7 +64,7 @@ def ended(
     provider = provider_of(account, transport)
     blame = blame_of(outcome, reading)
     metrics.ATTEMPTS.inc(transport, provider, str(attempt.status), attempt.stage or NONE, blame)
-    metrics.stages(outcome.facts.stage_ms.items())
+    metrics.stages([outcome.facts.stage_ms])
     if isinstance(outcome, Accepted) and attempt.sent_at is not None:
         begun = attempt.message.submitted_at or attempt.queued_at
         metrics.ACCEPT.observe((attempt.sent_at - begun).total_seconds(), transport)

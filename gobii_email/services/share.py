@@ -26,6 +26,14 @@ class _Host:
     failures: int = 0  # connections in a row that failed
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A mail has ended after `seconds`; `parked` is a parked hint that has a place by it, and is parked no more."""
+
+    seconds: float
+    parked: str | None = None
+
+
 class Shares:
     """The servers that this worker's threads are at. `threads` is None until a worker says how many."""
 
@@ -34,17 +42,18 @@ class Shares:
         self.is_anybody_waiting: Callable[[], bool] = lambda: False
         self.is_stopping = False
         self._hosts: OrderedDict[str, _Host] = OrderedDict()
-        self._parked: OrderedDict[str, tuple[str, str]] = OrderedDict()  # lane: attempt id, host
+        self._busy: dict[str, _Host] = {}
+        self._parked: OrderedDict[str, OrderedDict[str, str]] = OrderedDict()  # attempt id by host and lane
         self._lock = threading.Lock()
 
     def enter(self, host: str, turn: str, *, lane: str = "", attempt_id: str = "") -> bool:
         """Takes a thread's place at `host` for `turn`; False when its hint, if any, was parked instead."""
         with self._lock:
             if not self._may_enter(host):
-                if attempt_id and len(self._parked) < MOST_PARKED:
-                    self._parked[lane] = (attempt_id, host)
+                if attempt_id and sum(map(len, self._parked.values())) < MOST_PARKED:
+                    self._parked.setdefault(host, OrderedDict())[lane] = attempt_id
                 return False
-            entry = self._hosts.setdefault(host, _Host())
+            entry = self._busy[host] = self._hosts.setdefault(host, _Host())
             entry.share.lanes += 1
             entry.began[turn] = time.monotonic()
         return True
@@ -53,16 +62,18 @@ class Shares:
         """The next mail of `turn` begins."""
         self._hosts[host].began[turn] = time.monotonic()
 
-    def done(self, host: str, turn: str) -> float:
-        """A mail of `turn` has ended, however it did; seconds it took."""
+    def done(self, host: str, turn: str) -> Done:
+        """A mail of `turn` has ended, however it did."""
         now = time.monotonic()
         with self._lock:
             entry = self._hosts[host]
             seconds = now - entry.began[turn]
             entry.began[turn] = now
-            if self.threads is not None:
-                entry.share.allowed = widened(entry.share, self.threads, seconds=seconds)
-        return seconds
+            if self.threads is None:
+                return Done(seconds)
+            before = entry.share.allowed
+            entry.share.allowed = widened(entry.share, self.threads, seconds=seconds)
+            return Done(seconds, self._next_parked() if entry.share.allowed > before else None)
 
     def well(self, host: str) -> None:
         self._hosts[host].failures = 0
@@ -78,6 +89,8 @@ class Shares:
             entry = self._hosts[host]
             entry.share.lanes -= 1
             del entry.began[turn]
+            if not entry.began:
+                del self._busy[host]
             self._forget_idle()
 
     def next_parked(self) -> str | None:
@@ -85,20 +98,24 @@ class Shares:
         if not self._parked:
             return None
         with self._lock:
-            for lane, (attempt_id, host) in self._parked.items():
-                if self._may_enter(host):
-                    del self._parked[lane]
-                    return attempt_id
-        return None
+            return self._next_parked()
+
+    def _next_parked(self) -> str | None:
+        host = next((host for host in self._parked if self._may_enter(host)), None)
+        if host is None:
+            return None
+        lanes = self._parked.pop(host)
+        _, attempt_id = lanes.popitem(last=False)
+        if lanes:
+            self._parked[host] = lanes  # behind the others
+        return attempt_id
 
     def _may_enter(self, host: str) -> bool:
         if self.threads is None:
             return True
         now = time.monotonic()
         present = self._seen(self._hosts.get(host, _Host()), now)
-        others = (
-            self._seen(entry, now) for name, entry in self._hosts.items() if name != host and entry.began
-        )
+        others = (self._seen(entry, now) for name, entry in self._busy.items() if name != host)
         return may_enter(present, others, self.threads)
 
     def _seen(self, entry: _Host, now: float) -> HostShare:

@@ -74,8 +74,7 @@ class Turn:
             self.end(work, Move.EXPIRED, "expired", reason, now)
         self.has_more = len(works) == limit
         release_connection()
-        for work in works:
-            measure.taken(work, now)
+        measure.taken(works, now)
         return [work for work in works if work not in expired]
 
     def release(self, works: Sequence[Work]) -> None:
@@ -104,11 +103,15 @@ class Turn:
         """Waits until every acceptance is written; one that was not ours any more is noted as late."""
         acceptances.hurry()
         written, self.written = self.written, []
-        for work, outcome, entry in written:
-            if entry.wait():
-                measure.accepted(work, entry.value, self.origin.account)
-            else:
-                self._settle_alone(work, outcome, provider)
+        accepted = []
+        try:
+            for work, outcome, entry in written:
+                if entry.wait():
+                    accepted.append((work, entry.value))
+                else:
+                    self._settle_alone(work, outcome, provider)
+        finally:
+            measure.accepted(accepted, self.origin.account)
 
     def summary(self) -> str:
         """What became of the attempt that was hinted at, or of the others where it was not in the turn."""

@@ -6,6 +6,8 @@ Nothing of the system's Dovecot is read or started, and mail lies in that direct
 
 import pwd
 import shutil
+import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from gobii_email.testing.processes import OwnedServer, ServerUnavailable, free_p
 
 LOOPBACK = "127.0.0.1"
 _PROGRAM = "/usr/sbin/dovecot"
+_ADMIN = "/usr/bin/doveadm"
 _INSTALL = "install Debian's dovecot-imapd."
 _OWNER = "nobody"
 
@@ -137,15 +140,23 @@ class RealDovecot(OwnedServer):
 
     def put(self, address: str, content: bytes) -> None:
         """Lays a message into the inbox of `address`."""
-        directory = self._mailbox(address) / "new"
-        path = directory / f"{len(list(directory.iterdir()))}.put"
+        path = self._mailbox(address) / "new" / f"{time.time_ns()}.put"
         path.write_bytes(content)
         shutil.chown(path, _OWNER)
+
+    def name_anew(self, address: str, generation: int) -> None:
+        """Gives the inbox of `address` another UIDVALIDITY, under the locks of those who read it."""
+        asked = ["mailbox", "update", "-u", address, "--uid-validity", str(generation), "INBOX"]
+        subprocess.run([_ADMIN, "-c", str(self._conf), *asked], check=True, capture_output=True, timeout=60)
+
+    @property
+    def _conf(self) -> Path:
+        return self.directory / "dovecot.conf"
 
     def _command(self) -> list[str]:
         self.ports["starttls"] = self.port
         self._write_configuration()
-        return [_PROGRAM, "-F", "-c", str(self.directory / "dovecot.conf")]
+        return [_PROGRAM, "-F", "-c", str(self._conf)]
 
     def _is_ready(self) -> bool:
         return greets(self.port, b"* OK")
@@ -194,4 +205,4 @@ class RealDovecot(OwnedServer):
             "uid": owner.pw_uid,
             "gid": owner.pw_gid,
         }
-        (self.directory / "dovecot.conf").write_text(_CONF.format(**values, **self.ports))
+        self._conf.write_text(_CONF.format(**values, **self.ports))

@@ -497,6 +497,27 @@ def test_a_quick_answer_widens_a_servers_share_and_a_stuck_one_takes_it_back(
     assert not shares.enter("host:587", "turn-9", lane="9", attempt_id="9")
 
 
+def test_an_answer_that_widens_a_share_calls_a_parked_hint_and_no_other_one_does(shares: Shares) -> None:
+    shares.threads = 8
+    assert shares.enter("host:587", "turn-1", lane="a", attempt_id="1")
+    for lane in "bcdefghij":
+        assert not shares.enter("host:587", f"turn-{lane}", lane=lane, attempt_id=f"of {lane}")
+    called = [shares.done("host:587", "turn-1").parked for _ in range(12)]
+    assert called == [f"of {lane}" for lane in "bcdefg"] + [None] * 6
+    assert shares.next_parked() == "of h", "whoever comes to take its place asks as well"
+
+
+def test_parked_hints_of_several_servers_take_turns(shares: Shares) -> None:
+    shares.threads = 8
+    for host in ("one", "two"):
+        shares.enter(host, f"first at {host}")
+        for number in range(2):
+            shares.enter(host, f"{number}", lane=f"{host}-{number}", attempt_id=f"{host}-{number}")
+    for host in ("one", "two"):
+        shares.leave(host, f"first at {host}")
+    assert [shares.next_parked() for _ in range(4)] == ["one-0", "two-0", "one-1", "two-1"]
+
+
 def test_a_worker_that_has_not_said_how_many_threads_it_has_parks_nothing(shares: Shares) -> None:
     assert all(shares.enter("slow:587", f"{n}", lane=f"{n}", attempt_id=f"{n}") for n in range(50))
 
