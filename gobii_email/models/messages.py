@@ -142,6 +142,10 @@ class PersistentAgentMessageAttachment(models.Model):
 
     class Meta:
         verbose_name = "attachment"
+        indexes = [
+            # Retention asks who else names a file; what was attached when it was sent names none.
+            models.Index(fields=["file"], name="attachment_file_idx", condition=~models.Q(file="")),
+        ]
 
     def __str__(self) -> str:
         return self.filename

@@ -176,10 +176,18 @@ def _delete_messages(rows: _Rows, ids: _Ids) -> int:
 
 
 def _without_files(ids: _Ids) -> list[Any]:
-    """Those whose files are gone now: before the rows that name them, or a crash would leave them."""
+    """Those whose files are gone now: before the rows that name them, or a crash would leave them.
+
+    A file that another message names as well stays, and goes with the last of them.
+    """
     held = set()
-    named = PersistentAgentMessageAttachment.objects.filter(message__in=ids).exclude(file="")
-    for message_id, name in named.values_list("message_id", "file"):
+    named = PersistentAgentMessageAttachment.objects.exclude(file="")
+    files = list(named.filter(message__in=ids).values_list("message_id", "file"))
+    others = named.filter(file__in={name for _, name in files}).exclude(message__in=ids)
+    still_named = set(others.values_list("file", flat=True))
+    for message_id, name in files:
+        if name in still_named:
+            continue
         try:
             keep_files.drop([name])
         except Exception as problem:  # whatever a storage raises, the other messages' turn comes

@@ -116,6 +116,36 @@ def test_a_file_goes_with_the_body(settings: Any, tmp_path: Any) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("setting", ["BODIES", "MESSAGES"])
+def test_a_file_that_two_messages_name_goes_with_the_last(
+    settings: Any, tmp_path: Any, setting: str
+) -> None:
+    settings.MEDIA_ROOT = tmp_path
+    keep(settings, setting)
+    old, young = message("old"), message("young", age=timedelta(days=29))
+    first = PersistentAgentMessageAttachment(message=old, filename="plan.txt")
+    first.file.save("plan.txt", ContentFile(b"plan"))
+    second = PersistentAgentMessageAttachment.objects.create(
+        message=young, filename="plan.txt", file=first.file.name
+    )
+    prune()
+    assert not PersistentAgentMessageAttachment.objects.filter(pk=first.pk).exclude(file="").exists()
+    assert second.file.read() == b"plan"
+    aged(young, OLD)
+    prune()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_file_that_two_old_messages_name_goes_with_both(settings: Any, tmp_path: Any) -> None:
+    settings.MEDIA_ROOT = tmp_path
+    keep(settings, "MESSAGES")
+    row = PersistentAgentMessageAttachment(message=message("one"), filename="plan.txt")
+    row.file.save("plan.txt", ContentFile(b"plan"))
+    PersistentAgentMessageAttachment.objects.create(message=message("two"), file=row.file.name)
+    assert prune()["messages"] == 2
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 def test_a_file_that_cannot_be_removed_keeps_its_message_and_no_other(
     settings: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
