@@ -14,7 +14,6 @@ from django.db import transaction
 from django.db.models import Case, DateTimeField, F, Q, QuerySet, Value, When
 from django.utils import timezone
 
-from gobii_email import metrics
 from gobii_email.conf import config
 from gobii_email.models import Mailbox
 from gobii_email.ports import LeaseLost
@@ -25,13 +24,19 @@ RENEWED_AFTER = 1 / 3
 
 
 class MailboxLease:
-    """The poll of one mailbox, until `leave`. `touch` is cheap, and to be called before every wait."""
+    """The poll of one mailbox, until `leave`. `touch` is cheap, and to be called before every wait.
 
-    def __init__(self, account_id: uuid.UUID, token: uuid.UUID, was_due_at: datetime | None) -> None:
+    `late` is for how long the mailbox had been due; None where a person asked for the poll.
+    """
+
+    def __init__(
+        self, account_id: uuid.UUID, token: uuid.UUID, was_due_at: datetime | None, late: timedelta | None
+    ) -> None:
         self.account_id = account_id
         self._token = token
         self.name = str(token)
         self.was_due_at = was_due_at
+        self.late = late
         self._renew_at = time.monotonic() + _span() * RENEWED_AFTER
 
     def touch(self) -> None:
@@ -94,9 +99,8 @@ def take(account_id: uuid.UUID, now: datetime, *, is_asked_for: bool) -> Mailbox
     token, until = uuid.uuid4(), now + timedelta(seconds=_span())
     if not rows.update(lease_token=token, lease_until=until, look_at=until):
         return None
-    if mailbox.due_at is not None and not is_asked_for:
-        metrics.POLL_LAG.observe((now - mailbox.due_at).total_seconds())
-    return MailboxLease(account_id, token, mailbox.due_at)
+    late = None if mailbox.due_at is None or is_asked_for else now - mailbox.due_at
+    return MailboxLease(account_id, token, mailbox.due_at, late)
 
 
 def _span() -> float:

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 
 from django.utils import timezone
 
-from gobii_email import telemetry, wiring
+from gobii_email import metrics, telemetry, wiring
 from gobii_email.domain.blame import Blame, blame_of_mailbox
 from gobii_email.domain.mailbox_failures import MailboxFailure, failure_of_loss
 from gobii_email.domain.outcomes import Cause
@@ -121,6 +121,8 @@ def _visit(lease: MailboxLease) -> Visit:
     server = f"{account.imap_host}:{account.imap_port}"
     if not poll_shares.enter(server, lease.name):
         return _stand_back(lease)
+    if lease.late is not None:
+        metrics.POLL_LAG.observe(lease.late.total_seconds())
     try:
         return _read_or_fail(lease, account)
     finally:

@@ -24,6 +24,7 @@ from gobii_email.models import (
     Suspension,
 )
 from gobii_email.services import expose, overview
+from gobii_email.services import poll as poll_service
 from gobii_email.services.browse import Whose
 from gobii_email.services.deliver import deliver
 from gobii_email.services.dispatch import dispatch_round
@@ -31,6 +32,7 @@ from gobii_email.services.hold import pause
 from gobii_email.services.poll import poll
 from gobii_email.services.resolve import resolve
 from gobii_email.services.settle import settle
+from gobii_email.services.share import Shares
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.imap_server import ScriptedImapServer
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
@@ -205,6 +207,29 @@ def test_polls_are_counted_with_whose_doing_it_was_that_they_failed(
     assert poll(account.pk, owner="test", is_asked_for=True) == "held"
     assert counted.of("gobii_email_polls_total", outcome="held", blame="user") == 1
     assert counted.of("gobii_email_imap_failures_total", purpose="poll", blame="user") == 1
+
+
+def test_the_lag_of_a_poll_is_counted_once_it_is_made(
+    endpoint: PersistentAgentCommsEndpoint,
+    counted: Counted,
+    imap_server: ScriptedImapServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = Shares()
+    places.threads = 8
+    monkeypatch.setattr(poll_service, "poll_shares", places)
+    account = receiving(endpoint, imap_server.port)
+    due_at = timezone.now() - timedelta(seconds=40)
+    Mailbox.objects.update_or_create(account=account, defaults={"due_at": due_at, "look_at": due_at})
+    host = f"{account.imap_host}:{account.imap_port}"
+    assert places.enter(host, "somebody")
+    assert poll(account.pk, owner="test") == "waits its turn"
+    assert counted.of("gobii_email_poll_lag_seconds_count") == 0
+    places.leave(host, "somebody")
+    assert poll(account.pk, owner="test") == "baseline"
+    assert poll(account.pk, owner="test", is_asked_for=True) == "0 new"
+    assert counted.of("gobii_email_poll_lag_seconds_count") == 1
+    assert counted.of("gobii_email_poll_lag_seconds_sum") >= 40
 
 
 def test_gauges_email_queue_and_the_console_say_the_same(
