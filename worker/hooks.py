@@ -63,8 +63,13 @@ def share_threads(threads: int) -> None:
     start_writers()
     origins.seconds = READ_AGAIN_AFTER
     shares.threads = poll_shares.threads = threads
-    # Hints that wait in this process for a thread; those at work are in both sets.
-    shares.is_anybody_waiting = lambda: len(state.reserved_requests) > len(state.active_requests)
+
+    def waiting() -> int:
+        """Hints that wait in this process because all threads are at work; those at work are in both sets."""
+        active = len(state.active_requests)
+        return len(state.reserved_requests) - active if active >= threads else 0
+
+    shares.waiting = waiting
 
 
 @signals.worker_shutting_down.connect

@@ -34,7 +34,7 @@ from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access
 from gobii_email.services.select import obstacle_of_the_moment
 from gobii_email.services.send import longest_send, send_by_account
 from gobii_email.services.share import newcomers, shares
-from gobii_email.services.turn import Turn
+from gobii_email.services.turn import AT_ONCE, Turn
 from gobii_email.services.wait import wait
 
 MOST_A_TURN = 200
@@ -157,7 +157,7 @@ class AccountTurn:
     def _work(self, entered: Entered) -> None:
         turn = self.turn
         while not turn.is_over:
-            works = turn.claim(1 if self.is_probe else entered.room)
+            works = turn.claim(1 if self.is_probe else min(entered.room, self._as_many_as_go()))
             if not works and not turn.has_more:
                 return
             self._call_for_help(entered)
@@ -176,11 +176,22 @@ class AccountTurn:
                 return
             entered = again
 
+    def _as_many_as_go(self) -> int:
+        """How many this turn is likely to send before it makes room for those who wait."""
+        pace = shares.pace(self.host)
+        if not (pace and shares.is_waited_for(self.host)):
+            return AT_ONCE
+        return max(1, round((FAIR_SECONDS - self.turn.seconds) / pace))
+
     def _call_for_help(self, entered: Entered) -> None:
-        """There is more than one turn can do, and the account may have another one: rings for it."""
+        """There is more than one turn can do, and the account may have another one: rings for it.
+
+        Not where others wait for this worker's threads: it would only stand in line with them.
+        """
         connections = self.place.scopes[0].connections
         has_place = connections is None or entered.lanes < connections
-        if self.turn.has_more and has_place and not (self.has_called_for_help or self.is_probe):
+        may_call = not (self.has_called_for_help or self.is_probe or shares.is_waited_for(self.host))
+        if self.turn.has_more and has_place and may_call:
             self.has_called_for_help = True
             wiring.doorbell().ring([Hint(self.turn.attempt_id, self.turn.lane)], once=True)
 
@@ -214,7 +225,7 @@ class AccountTurn:
             turn.is_out_of_time
             or self.is_probe
             or self.count >= MOST_A_TURN
-            or (is_long and shares.is_anybody_waiting())
+            or (is_long and shares.makes_room(self.host, turn.name))
         ):
             turn.is_over = True
         elif time.monotonic() - self.read_at > READ_AGAIN_AFTER:

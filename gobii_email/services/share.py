@@ -17,13 +17,17 @@ MOST_PARKED = 10_000
 MOST_HOSTS = 10_000
 NEW_AFTER = 1.0
 LONGEST_YIELD = 0.05
+_LATELY = 16
 
 
 @dataclass(slots=True)
 class _Host:
     share: HostShare = field(default_factory=HostShare)
     began: dict[str, float] = field(default_factory=dict)  # by turn: when its present mail was begun
+    lanes: dict[str, str] = field(default_factory=dict)  # by turn
+    leaving: set[str] = field(default_factory=set)  # turns that end for somebody who waits
     failures: int = 0  # connections in a row that failed
+    pace: float = 0.0  # seconds that a mail takes lately
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +38,59 @@ class Done:
     parked: str | None = None
 
 
+class _Parked:
+    """Hints that wait for a place at their server, servers in turns and the lanes of each in order."""
+
+    def __init__(self) -> None:
+        self._hosts: OrderedDict[str, OrderedDict[str, str]] = OrderedDict()  # attempt id by lane
+        self._count = 0
+
+    def count(self, host: str) -> int:
+        return len(self._hosts.get(host, ()))
+
+    def put(self, host: str, lane: str, attempt_id: str) -> None:
+        if self._count < MOST_PARKED:
+            lanes = self._hosts.setdefault(host, OrderedDict())
+            self._count += lane not in lanes
+            lanes[lane] = attempt_id
+
+    def take(self, has_place: Callable[[str], bool]) -> str | None:
+        """The attempt id of the first one whose server has a place."""
+        host = next(filter(has_place, self._hosts), None)
+        if host is None:
+            return None
+        lanes = self._hosts.pop(host)
+        _, attempt_id = lanes.popitem(last=False)
+        self._count -= 1
+        if lanes:
+            self._hosts[host] = lanes  # behind the others
+        return attempt_id
+
+
 class Shares:
     """The servers that this worker's threads are at. `threads` is None until a worker says how many."""
 
     def __init__(self) -> None:
         self.threads: int | None = None
-        self.is_anybody_waiting: Callable[[], bool] = lambda: False
+        self.waiting: Callable[[], int] = lambda: 0
         self.is_stopping = False
         self._hosts: OrderedDict[str, _Host] = OrderedDict()
         self._busy: dict[str, _Host] = {}
-        self._parked: OrderedDict[str, OrderedDict[str, str]] = OrderedDict()  # attempt id by host and lane
+        self._parked = _Parked()
+        self._helpers = _Parked()  # for a lane that has a turn already
         self._lock = threading.Lock()
 
     def enter(self, host: str, turn: str, *, lane: str = "", attempt_id: str = "") -> bool:
         """Takes a thread's place at `host` for `turn`; False when its hint, if any, was parked instead."""
         with self._lock:
             if not self._may_enter(host):
-                if attempt_id and sum(map(len, self._parked.values())) < MOST_PARKED:
-                    self._parked.setdefault(host, OrderedDict())[lane] = attempt_id
+                if attempt_id:
+                    parked = self._helpers if self._is_at_work(host, lane) else self._parked
+                    parked.put(host, lane, attempt_id)
                 return False
             entry = self._busy[host] = self._hosts.setdefault(host, _Host())
             entry.share.lanes += 1
+            entry.lanes[turn] = lane
             entry.began[turn] = time.monotonic()
         return True
 
@@ -69,11 +105,16 @@ class Shares:
             entry = self._hosts[host]
             seconds = now - entry.began[turn]
             entry.began[turn] = now
+            entry.pace += (seconds - entry.pace) / _LATELY if entry.pace else seconds
             if self.threads is None:
                 return Done(seconds)
             before = entry.share.allowed
             entry.share.allowed = widened(entry.share, self.threads, seconds=seconds)
             return Done(seconds, self._next_parked() if entry.share.allowed > before else None)
+
+    def pace(self, host: str) -> float:
+        """Seconds that a mail takes at `host` lately; 0 where nobody knows."""
+        return self._hosts[host].pace
 
     def well(self, host: str) -> None:
         self._hosts[host].failures = 0
@@ -88,27 +129,36 @@ class Shares:
         with self._lock:
             entry = self._hosts[host]
             entry.share.lanes -= 1
-            del entry.began[turn]
+            del entry.began[turn], entry.lanes[turn]
+            entry.leaving.discard(turn)
             if not entry.began:
                 del self._busy[host]
             self._forget_idle()
 
     def next_parked(self) -> str | None:
         """The attempt id of a parked hint whose server has a place now; it is parked no more."""
-        if not self._parked:
-            return None
         with self._lock:
             return self._next_parked()
 
+    def is_waited_for(self, host: str) -> bool:
+        """Whether another lane would begin if a turn at `host` made room for it."""
+        return self._parked.count(host) > 0 or self.waiting() > 0
+
+    def makes_room(self, host: str, turn: str) -> bool:
+        """Whether `turn` is to end for one that waits: as many turns do as there are who wait, and no more."""
+        if not self.is_waited_for(host):
+            return False
+        with self._lock:
+            leaving = self._busy[host].leaving
+            if len(leaving) < self._parked.count(host) + self.waiting():
+                leaving.add(turn)
+            return turn in leaving
+
+    def _is_at_work(self, host: str, lane: str) -> bool:
+        return host in self._busy and lane in self._busy[host].lanes.values()
+
     def _next_parked(self) -> str | None:
-        host = next((host for host in self._parked if self._may_enter(host)), None)
-        if host is None:
-            return None
-        lanes = self._parked.pop(host)
-        _, attempt_id = lanes.popitem(last=False)
-        if lanes:
-            self._parked[host] = lanes  # behind the others
-        return attempt_id
+        return self._parked.take(self._may_enter) or self._helpers.take(self._may_enter)
 
     def _may_enter(self, host: str) -> bool:
         if self.threads is None:

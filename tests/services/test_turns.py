@@ -169,7 +169,7 @@ def test_a_backlog_gives_way_where_somebody_waits_for_the_thread(
 ) -> None:
     AgentEmailAccount.objects.update(max_connections=1)
     monkeypatch.setattr(account_turn, "FAIR_TURN", 3)
-    shares.is_anybody_waiting = lambda: is_anybody_waiting
+    shares.waiting = lambda: int(is_anybody_waiting)
     messages = several(10)
     doorbell.rung.clear()
     turn(messages[0])
