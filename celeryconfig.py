@@ -65,5 +65,6 @@ beat_schedule: dict[str, object] = {
         "options": {"queue": CONTROL_QUEUE, "expires": 3000},
     },
 }
+beat_scheduler = "worker.beat:Scheduler"  # touches GOBII_HEARTBEAT_FILE
 beat_max_loop_interval = 30  # seconds, so that a beat which does not tick is soon found
 beat_enable_remote_control = True  # answers `email_doctor` while it ticks

@@ -382,13 +382,16 @@ class Config:
         "GOBII_METRICS_PORT",
         listener,
         "",
-        "`[address:]port`, loopback unless named, where workers and dispatchers show `/metrics`",
+        "`[address:]port`, loopback unless named, where workers, dispatchers and watchers show `/metrics`",
     )
     traces_share: float = setting(
         "GOBII_TRACES_SHARE", portion, "1", "share of traces that are exported; failed spans always are"
     )
     heartbeat_file: str = setting(
-        "GOBII_HEARTBEAT_FILE", str, "", "a file that a worker touches every 10 s while it takes tasks"
+        "GOBII_HEARTBEAT_FILE",
+        str,
+        "",
+        "a file that a worker touches every 10 s while it takes tasks, and beat at least every 30 s",
     )
     public_url: str = setting("PUBLIC_URL", str, "http://127.0.0.1:8000", "where people reach this service")
     google_client_id: str = setting(

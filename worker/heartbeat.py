@@ -39,11 +39,12 @@ def _beat(path: Path, concurrency: int) -> None:
     while True:
         began = [request.time_start for request in list(state.active_requests)]
         if takes_tasks(began, concurrency, time.monotonic(), longest):
-            _touch(path)
+            touch(path)
         time.sleep(EVERY_SECONDS)
 
 
-def _touch(path: Path) -> None:
+def touch(path: Path) -> None:
+    """Makes the file younger, or says in the log that it cannot."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -15,10 +15,11 @@ import pytest
 import yaml
 from django.conf import settings
 from django.core.management import get_commands
+from django.urls import resolve
 
 import celeryconfig
 from gobii_email import deploy_checks, metrics
-from gobii_email.conf import Config
+from gobii_email.conf import Config, listener
 from gobii_email.testing.stack import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -158,9 +159,24 @@ def test_a_worker_has_time_to_end_its_mail() -> None:
         assert found and int(found.group(1)) > longest
 
 
-def test_probes_ask_what_answers() -> None:
-    from django.urls import resolve
+def variables(container: dict[str, Any]) -> dict[str, str]:
+    return {one["name"]: one["value"] for one in container.get("env", [])}
 
+
+def heartbeat_of(command: list[str], told: dict[str, str]) -> str | None:
+    """The file that a process of `command` touches, with the variables `told`; None where it touches none."""
+    if "--heartbeat-file" in command:
+        return command[command.index("--heartbeat-file") + 1]
+    return told.get("GOBII_HEARTBEAT_FILE") if {"worker", "beat"} & set(command[3:4]) else None
+
+
+def looked_for(command: str) -> str | None:
+    """The file whose age the shell's `command` asks for."""
+    found = re.search(r"find (\S+) -mmin", command)
+    return found and found.group(1)
+
+
+def test_probes_ask_what_answers() -> None:
     for name, _, container in pods():
         for kind in ("livenessProbe", "readinessProbe"):
             probe = container.get(kind)
@@ -170,11 +186,61 @@ def test_probes_ask_what_answers() -> None:
                     and probe["httpGet"]["port"] == container["ports"][0]["name"]
                 )
             elif probe:
-                file = re.search(r"find (\S+) ", probe["exec"]["command"][-1])
-                told = {one["name"]: one["value"] for one in container.get("env", [])}
-                assert file and (
-                    file.group(1) in container["command"] or told.get("GOBII_HEARTBEAT_FILE") == file.group(1)
-                ), name
+                file = looked_for(probe["exec"]["command"][-1])
+                assert file and file == heartbeat_of(container["command"], variables(container)), name
+
+
+def test_whoever_hangs_is_found() -> None:
+    """All but Flower, for which nothing waits."""
+    for name, _, container in pods():
+        assert ("livenessProbe" in container) == (name not in {"flower", "migrate"}), name
+    for name, one in our_services().items():
+        test = one.get("healthcheck", {}).get("test")
+        assert (test is None) == (name in {"flower", "migrate"}), name
+        if test and name != "web":
+            file = looked_for(test[-1])
+            assert file and file == heartbeat_of(one["command"], one.get("environment", {})), name
+
+
+def counts(command: list[str]) -> bool:
+    """Whether a process of `command` that is no web server counts, and shows it at GOBII_METRICS_PORT."""
+    return "worker" in command[3:4] or bool({"email_dispatcher", "run_imap_idlers"} & set(command))
+
+
+def test_pods_show_what_they_count_to_prometheus() -> None:
+    """No two of them share a directory of counts."""
+    (monitor,) = of_kind("PodMonitor")
+    labels = monitor["spec"]["selector"]["matchLabels"]
+    asked = {one["port"]: one for one in monitor["spec"]["podMetricsEndpoints"]}
+    policies = {one["metadata"]["name"]: one["spec"] for one in of_kind("NetworkPolicy")}
+    (entry,) = policies["metrics"]["ingress"]
+    assert labels.items() >= policies["metrics"]["podSelector"]["matchLabels"].items()
+    for one in of_kind("Deployment"):
+        assert one["spec"]["template"]["metadata"]["labels"].items() >= labels.items()
+    for name, _, container in pods():
+        ports = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+        told = variables(container).get("GOBII_METRICS_PORT", "")
+        assert bool(told) == counts(container["command"]) == ("metrics" in ports), name
+        if told:
+            assert listener(told) == ("0.0.0.0", ports["metrics"]), name
+            assert {"port": ports["metrics"], "protocol": "TCP"} in entry["ports"], name
+        shown = set(ports) & set(asked)
+        assert bool(shown) == (counts(container["command"]) or name == "web"), name
+    for one in asked.values():
+        assert resolve(one["path"]) and one["authorization"]["credentials"]["key"] == "METRICS_TOKEN"
+
+
+def test_processes_of_one_machine_share_their_counts_and_web_shows_them() -> None:
+    for name, one in our_services().items():
+        assert one["volumes"] == ["var:/var/lib/gobii-email"], name
+        assert "GOBII_VAR" not in one.get("environment", {}), name
+    assert "GOBII_VAR=/var/lib/gobii-email" in (DEPLOY / "Dockerfile").read_text()
+    for path in UNITS:
+        lines = path.read_text().splitlines()
+        assert "Environment=GOBII_VAR=/var/lib/gobii-email" in lines, path.stem
+        assert "StateDirectory=gobii-email" in lines, path.stem
+    named = {name for _, name in used_variables()}
+    assert "GOBII_METRICS_DIR" not in named and "METRICS_TOKEN" in named
 
 
 def test_what_is_scaled_selected_and_protected_exists() -> None:

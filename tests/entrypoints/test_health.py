@@ -13,7 +13,7 @@ from gobii_email import wiring
 from gobii_email.models import AgentEmailAccount
 from gobii_email.ports import AttendanceUnknown
 from gobii_email.services import ready
-from worker.heartbeat import _touch, takes_tasks
+from worker.heartbeat import takes_tasks, touch
 
 pytestmark = pytest.mark.django_db
 TOKEN = "t0ken-of-the-scraper"
@@ -151,7 +151,7 @@ def test_a_worker_beats_while_it_takes_tasks(began: list[float | None], takes: b
 
 def test_the_heartbeat_is_a_file_that_gets_younger(tmp_path: Path):
     path = tmp_path / "run" / "worker"
-    _touch(path)
+    touch(path)
     os.utime(path, (1, 1))
-    _touch(path)
+    touch(path)
     assert path.stat().st_mtime > time.time() - 60

@@ -3,7 +3,9 @@
 import itertools
 import json
 import os
+import re
 import signal
+import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from gobii_email.management.commands import run_imap_idlers
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.dovecot import RealDovecot
 from gobii_email.testing.imap_server import ScriptedImapServer
-from gobii_email.testing.processes import ServerUnavailable
+from gobii_email.testing.processes import ServerUnavailable, free_port
 from gobii_email.testing.stack import Process, Stack, eventually
 
 PASSWORD = "S3cret"
@@ -136,6 +138,24 @@ def test_two_processes_share_the_mailboxes_and_one_that_is_killed_is_followed(
 def doctor_s_row(stack: Stack) -> Any:
     rows = json.loads(stack.manage("email_doctor", "--json").stdout)["checks"]
     return next(row for row in rows if row["name"] == "watchers")
+
+
+def test_it_shows_what_it_counted(server: ScriptedImapServer, installation: Installation) -> None:
+    server.users[BOXES[0]] = "another"
+    installation.connect(BOXES[0])
+    port = free_port()
+    installation.start(GOBII_METRICS_PORT=str(port))
+    refused = r'^gobii_email_imap_failures_total\{.*purpose="idle".*\} 1\.0$'
+    soon(lambda: re.search(refused, shown_at(port), re.MULTILINE))
+
+
+def shown_at(port: int) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+    except OSError:
+        return ""
 
 
 def test_a_signal_ends_it_within_seconds_also_while_a_server_lets_it_wait(

@@ -14,6 +14,7 @@ from django.core.management.base import CommandParser
 
 from gobii_email import wiring
 from gobii_email.conf import config
+from gobii_email.management.metrics_port import show_metrics
 from gobii_email.management.stop_signals import StopSignals
 from gobii_email.management.terminal import EmailCommand
 from gobii_email.services.attend import Attending
@@ -42,6 +43,7 @@ class Command(EmailCommand):
                 if heartbeat_file is not None:
                     heartbeat_file.touch()
 
+            show_metrics()
             logger.info("idle.started", extra={"concurrency": most})
             Watcher(most).run(stop, on_round)
             logger.info("idle.stopped")
