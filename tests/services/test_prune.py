@@ -117,9 +117,7 @@ def test_a_file_goes_with_the_body(settings: Any, tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("setting", ["BODIES", "MESSAGES"])
-def test_a_file_that_two_messages_name_goes_with_the_last(
-    settings: Any, tmp_path: Any, setting: str
-) -> None:
+def test_a_file_that_two_messages_name_goes_with_the_last(settings: Any, tmp_path: Any, setting: str) -> None:
     settings.MEDIA_ROOT = tmp_path
     keep(settings, setting)
     old, young = message("old"), message("young", age=timedelta(days=29))
