@@ -6,7 +6,7 @@ already is parked, and taken up by whichever turn ends next; the dispatcher know
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -101,13 +101,13 @@ class Shares:
     def done(self, host: str, turn: str) -> Done:
         """A mail of `turn` has ended, however it did."""
         now = time.monotonic()
+        entry = self._hosts[host]
+        seconds = now - entry.began[turn]
+        entry.began[turn] = now
+        entry.pace += (seconds - entry.pace) / _LATELY if entry.pace else seconds
+        if self.threads is None or entry.share.allowed == widened(entry.share, self.threads, seconds=seconds):
+            return Done(seconds)
         with self._lock:
-            entry = self._hosts[host]
-            seconds = now - entry.began[turn]
-            entry.began[turn] = now
-            entry.pace += (seconds - entry.pace) / _LATELY if entry.pace else seconds
-            if self.threads is None:
-                return Done(seconds)
             before = entry.share.allowed
             entry.share.allowed = widened(entry.share, self.threads, seconds=seconds)
             return Done(seconds, self._next_parked() if entry.share.allowed > before else None)
@@ -145,14 +145,19 @@ class Shares:
         return self._parked.count(host) > 0 or self.waiting() > 0
 
     def makes_room(self, host: str, turn: str) -> bool:
-        """Whether `turn` is to end for one that waits: as many turns do as there are who wait, and no more."""
+        """Whether `turn` is to end for one that waits.
+
+        As many turns do as there are who wait, and first those of lanes that have several.
+        """
         if not self.is_waited_for(host):
             return False
         with self._lock:
-            leaving = self._busy[host].leaving
-            if len(leaving) < self._parked.count(host) + self.waiting():
-                leaving.add(turn)
-            return turn in leaving
+            entry = self._busy[host]
+            several = Counter(entry.lanes.values())
+            comes_first = several[entry.lanes[turn]] > 1 or len(several) == len(entry.lanes)
+            if comes_first and len(entry.leaving) < self._parked.count(host) + self.waiting():
+                entry.leaving.add(turn)
+            return turn in entry.leaving
 
     def _is_at_work(self, host: str, lane: str) -> bool:
         return host in self._busy and lane in self._busy[host].lanes.values()

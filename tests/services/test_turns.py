@@ -507,6 +507,23 @@ def test_an_answer_that_widens_a_share_calls_a_parked_hint_and_no_other_one_does
     assert shares.next_parked() == "of h", "whoever comes to take its place asks as well"
 
 
+def test_as_many_turns_end_as_others_wait_and_second_ones_of_a_lane_first(shares: Shares) -> None:
+    shares.threads = 32
+    for turn, lane in [("1", "a"), ("2", "b"), ("3", "a"), ("4", "c")]:
+        assert shares.enter("host:587", turn, lane=lane)
+    assert not shares.makes_room("host:587", "1"), "nobody waits"
+    shares.enter("host:587", "5", lane="d", attempt_id="of d")
+    shares.enter("host:587", "6", lane="a", attempt_id="one more of a")
+    assert not shares.makes_room("host:587", "2"), "there is a lane that has two"
+    assert shares.makes_room("host:587", "3") and shares.makes_room("host:587", "3")
+    assert not shares.makes_room("host:587", "1"), "one is enough for the one that waits"
+    shares.leave("host:587", "3")
+    assert shares.next_parked() == "of d"
+    assert shares.next_parked() == "one more of a", "that one waits for what is left"
+    shares.waiting = lambda: 1
+    assert shares.makes_room("host:587", "2"), "each lane has one"
+
+
 def test_parked_hints_of_several_servers_take_turns(shares: Shares) -> None:
     shares.threads = 8
     for host in ("one", "two"):
