@@ -1,5 +1,6 @@
 """Runs the benchmarks and writes what they found into docs/performance.md, each under its own mark.
 
+What spans and metrics cost goes into docs/telemetry.md.
 `python -m benchmarks.report` runs all of them, some twenty minutes; with names it runs those and leaves the
 other tables as they are. Only real runs are written, with the machine, the date and the versions.
 """
@@ -14,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import admin_lists, drain, fairness, limits, memory, polling, scale, sink, submission
+from benchmarks import admin_lists, drain, fairness, limits, memory, polling, scale, sink, submission, tracing
 from benchmarks.rivals import PEERS
 from gobii_email.testing.postgres import postgres_binaries
 from gobii_email.testing.stack import ROOT
@@ -170,6 +171,13 @@ def admin_section() -> str:
     return table(["list", "statements", "ms", "at most ms"], admin_lists.as_rows(document))
 
 
+def tracing_section() -> str:
+    found = tracing.measure(20_000, rounds=3)
+    # The best of each: whatever else the machine does can only make a round worse.
+    rows = [[tracing.ROWS[name][0], f"{min(figures):.0f}"] for name, figures in found.items()]
+    return table(["for each mail", "µs of processor"], rows)
+
+
 SECTIONS: Mapping[str, Callable[[], str]] = {
     "submission": submission_section,
     "drain": lambda: drain_section(drain.Load(), rounds=3, seconds=420),
@@ -179,7 +187,10 @@ SECTIONS: Mapping[str, Callable[[], str]] = {
     "memory": memory_section,
     "polling": polling_section,
     "admin": admin_section,
+    "tracing": tracing_section,
 }
+ELSEWHERE: Mapping[str, Path] = {"tracing": ROOT / "docs" / "telemetry.md"}
+"""Sections that stand in another document than PAGE."""
 
 
 def load_average() -> float:
@@ -233,7 +244,8 @@ def main() -> None:
         print(f"== {name}", flush=True)
         load_before = load_average()
         found = SECTIONS[name]()
-        write(PAGE, name, f"{provenance(f'python -m benchmarks.report {name}', load_before)}\n\n{found}")
+        text = f"{provenance(f'python -m benchmarks.report {name}', load_before)}\n\n{found}"
+        write(ELSEWHERE.get(name, PAGE), name, text)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import admin_lists, drain, fairness, limits, memory, polling, report, scale
+from benchmarks import admin_lists, drain, fairness, limits, memory, polling, report, scale, tracing
 from benchmarks.rig import Rig
 from benchmarks.sink import Sink, log_in, pipelined, trusting
 
@@ -95,9 +95,10 @@ def test_a_section_of_the_page_is_replaced_and_no_other(tmp_path: Path) -> None:
 
 
 def test_the_page_has_a_place_for_every_benchmark(tmp_path: Path) -> None:
-    copy = tmp_path / "performance.md"
-    copy.write_text(report.PAGE.read_text())
     for name in report.SECTIONS:
+        page = report.ELSEWHERE.get(name, report.PAGE)
+        copy = tmp_path / page.name
+        copy.write_text(page.read_text())
         report.write(copy, name, "found")
 
 
@@ -148,6 +149,12 @@ def test_a_backlog_in_one_mailbox_is_taken_in_and_timed() -> None:
     assert found.mails == 8 and found.per_second > 0 and found.peak_mb >= found.before_mb > 10
     polls = polling.Polls(1000, 16, 50.0, 9.0)
     assert "take 1.67 such workers" in polling.polls_line(polls)
+
+
+def test_spans_and_metrics_are_timed() -> None:
+    found = tracing.measure(200, rounds=1)
+    assert set(found) == set(tracing.ROWS)
+    assert all(figure > 0 for figures in found.values() for figure in figures)
 
 
 def test_every_list_of_the_admin_is_opened_with_few_statements() -> None:
