@@ -72,7 +72,7 @@ class StubDnsServer:
             server.shutdown()
             server.server_close()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
 
     def answer(self, wire: bytes, most: int) -> bytes:
         """The answer to the question in `wire`, truncated to `most` octets."""
@@ -165,7 +165,7 @@ class _OverTcp(socketserver.BaseRequestHandler):
     server: Any
 
     def handle(self) -> None:
-        self.request.settimeout(5)
+        self.request.settimeout(30)
         wire = self._exactly(struct.unpack("!H", self._exactly(2))[0])
         answer = self.server.stub.answer(wire, 65535)
         self.server.stub.over_tcp.append(_question_in(wire)[1])

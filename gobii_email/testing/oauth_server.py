@@ -136,7 +136,7 @@ class LocalOAuthProvider:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join(30)
 
     # What tests ask and change
 

@@ -46,7 +46,7 @@ dot seen and nothing kept; kept and not answered; answered."""
 _BEFORE_THE_DOT = re.compile(rb"(?:^|\r\n)--[^\r\n]*--\r\n$")
 _PATH = re.compile(r"<([^>]*)>")
 _SIZE = re.compile(r"\bSIZE=(\d+)", re.IGNORECASE)
-_TRAP_SECONDS = 20.0
+_TRAP_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +410,7 @@ class Oracle:
         if self._process is not None:
             self.thaw()
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
         if self._control is not None:
             self._control.close()

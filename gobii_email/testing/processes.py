@@ -16,8 +16,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
-_READY_SECONDS = 30.0
-_STOP_SECONDS = 15.0
+_READY_SECONDS = 120.0
+_STOP_SECONDS = 60.0
 _PORTS_TRIED = 5
 
 

@@ -53,22 +53,24 @@ class Faults:
 
     `recipients` maps an address to the replies its next RCPTs get, one after the other;
     `always` maps an address to the reply it always gets. `replies` gives a command (`EHLO`, `AUTH`,
-    `MAIL`, `RCPT`, `RSET`, `DATA`, `DOT`) another reply than the real one, `delays` a wait before its reply.
+    `MAIL`, `RCPT`, `RSET`, `DATA`, `DOT`) another reply than the real one, `delays` a wait before its reply,
+    and `holds` one until its event is set.
     `drops` are commands at which the connection is cut without a reply; "AFTER_DOT" cuts it after
-    the message was kept and before the 250. `times` limits how often `drops`, `replies` and
-    `delays` strike at a command.
+    the message was kept and before the 250. `times` limits how often `drops`, `replies`,
+    `delays` and `holds` strike at a command.
     """
 
     recipients: dict[str, list[str]] = field(default_factory=dict)
     always: dict[str, str] = field(default_factory=dict)
     replies: dict[str, str] = field(default_factory=dict)
     delays: dict[str, timedelta] = field(default_factory=dict)
+    holds: dict[str, threading.Event] = field(default_factory=dict)
     drops: set[str] = field(default_factory=set)
     times: dict[str, int] = field(default_factory=dict)
 
     def strikes(self, command: str) -> bool:
         """Whether a fault set for `command` is still to be played; counts `times` down."""
-        if command not in self.replies and command not in self.delays and command not in self.drops:
+        if not any(command in kind for kind in (self.replies, self.delays, self.holds, self.drops)):
             return False
         left = self.times.get(command)
         if left is None:
@@ -172,6 +174,8 @@ class _Dialogue(SMTP):
         if not faults.strikes(command):
             return None
         await asyncio.sleep(faults.delays.get(command, timedelta()).total_seconds())
+        while (hold := faults.holds.get(command)) is not None and not hold.is_set():
+            await asyncio.sleep(0.01)
         if command in faults.drops:
             self.cut()
             return ""
@@ -249,7 +253,7 @@ class ScriptedSmtpServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def wait_for(self, count: int, *, seconds: float = 10) -> list[AcceptedMessage]:
+    def wait_for(self, count: int, *, seconds: float = 60) -> list[AcceptedMessage]:
         """The messages, once there are `count`; raises TimeoutError when they do not come."""
         with self._arrived:
             if not self._arrived.wait_for(lambda: len(self.messages) >= count, seconds):
@@ -486,7 +490,7 @@ class RawServer:
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
 
     @property
     def heard(self) -> bytes:

@@ -20,7 +20,7 @@ import gobii_email
 from gobii_email.testing.valkey import EmbeddedValkey
 
 ROOT = Path(gobii_email.__file__).resolve().parent.parent
-_READY_SECONDS = 60.0
+_READY_SECONDS = 180.0
 _OURS = (
     "GOBII_",
     "BYO_EMAIL_",
@@ -106,7 +106,7 @@ class Process:
         self._signal_group(signal.SIGKILL)
         self._process.wait()
 
-    def stop(self, seconds: float = 15) -> int:
+    def stop(self, seconds: float = 60) -> int:
         """SIGTERM, then its exit code; killed when it does not end in time."""
         if self.is_running:
             self._process.send_signal(signal.SIGTERM)
@@ -270,7 +270,7 @@ class Stack:
         }
 
 
-def eventually(probe: Callable[[], Any], *, seconds: float = 15, every: float = 0.05) -> Any:
+def eventually(probe: Callable[[], Any], *, seconds: float = 60, every: float = 0.05) -> Any:
     """The first truthy answer of `probe`; raises TimeoutError with the last one when none comes."""
     deadline = time.monotonic() + seconds
     while not (answer := probe()):

@@ -51,7 +51,7 @@ def loopback_policy(port: int) -> DialPolicy:
 
 def quick_deadlines(seconds: float = 0.4, **others: float) -> Deadlines:
     names = ("connect", "banner", "ehlo", "tls", "auth", "envelope", "body", "dot", "quit", "blocked")
-    spans = {"quit": 0.2, **others}
+    spans = {"quit": 0.2, "blocked": 0.4, **others}
     chosen: dict[str, Any] = {name: timedelta(seconds=spans.get(name, seconds)) for name in names}
     return replace(Deadlines(), **chosen)
 
@@ -88,7 +88,7 @@ class Notes:
 
 
 def transport_to(port: int, deadlines: Deadlines | None = None) -> SmtpTransport:
-    return SmtpTransport(loopback_policy(port), deadlines or quick_deadlines(5))
+    return SmtpTransport(loopback_policy(port), deadlines or quick_deadlines(60))
 
 
 def account(

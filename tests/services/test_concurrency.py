@@ -142,7 +142,7 @@ def test_several_processes_and_threads_send_each_mail_once_and_meet_no_lock(
             start_together(workers)
             for number in range(MAILS // 2, MAILS):
                 send(number)
-            outputs = [worker.communicate(timeout=60)[0] for worker in workers]
+            outputs = [worker.communicate(timeout=300)[0] for worker in workers]
         finally:
             for worker in workers:
                 worker.kill()

@@ -206,7 +206,7 @@ def row_of(protocol: str) -> ConnectionTest:
 def test_a_mail_to_itself_that_does_not_arrive_is_a_warning(
     server: ScriptedSmtpServer, mailbox: ScriptedImapServer, settings: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("gobii_email.services.mail_itself.LONGEST", timedelta(seconds=1))
+    monkeypatch.setattr("gobii_email.services.mail_itself.LONGEST", timedelta(seconds=5))
     settings.BYO_EMAIL_ALLOWED_PORTS = {server.port, mailbox.port}
     account_at(server)
     test_imap(readable_at(mailbox))
@@ -241,10 +241,12 @@ def test_a_refused_mail_to_itself_is_a_failure_that_withdraws_nothing(server: Sc
 
 @pytest.mark.django_db(transaction=True)
 def test_a_test_in_the_background_can_be_watched(server: ScriptedSmtpServer) -> None:
-    server.faults = Faults(delays={"EHLO": timedelta(seconds=0.5)})
+    goes_on = threading.Event()
+    server.faults = Faults(holds={"EHLO": goes_on})
     begun = start_test(account_at(server), "smtp", "olga")
     assert begun.finished_at is None and begun.asked_by == "olga"
     eventually(lambda: row().steps and not row().finished_at)
+    goes_on.set()
     eventually(lambda: row().finished_at is not None)
     assert row().is_ok and stored().is_smtp_tested
 
@@ -277,11 +279,13 @@ def test_many_begun_in_one_act_count_for_their_mailboxes_alone(
 @pytest.mark.django_db(transaction=True)
 def test_a_process_runs_only_so_many_tests_at_once(server: ScriptedSmtpServer) -> None:
     account = account_at(server)
-    server.faults = Faults(delays={"EHLO": timedelta(seconds=1)})
+    goes_on = threading.Event()
+    server.faults = Faults(holds={"EHLO": goes_on})
     for _ in range(AT_ONCE):
         start_test(account, "smtp", "olga")
     with pytest.raises(TooManyTests, match="under way"):
         start_test(account, "smtp", "olga")
+    goes_on.set()
     eventually(lambda: not ConnectionTest.objects.filter(finished_at=None).exists())
     eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "test"])
 

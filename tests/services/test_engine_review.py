@@ -111,7 +111,7 @@ def together(*acts: Callable[[], object]) -> list[Exception]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     return problems
 
 
@@ -180,7 +180,7 @@ def test_a_worker_that_starts_while_its_mail_is_withdrawn_does_not_call_it_sendi
             threading.Event().wait(0.5)
 
     def start() -> None:
-        is_withdrawn.wait(10)
+        is_withdrawn.wait(60)
         lease = Lease(work, Provider.SMTP)
         lease.reached(Stage.CONNECT)
         lease.mark()
@@ -221,11 +221,11 @@ def test_a_mailbox_that_is_just_being_resumed_leaves_no_mail_behind(
     def obstacle(*args: Any) -> Any:
         found = real(*args)
         is_looked_at.set()
-        is_resumed.wait(10)
+        is_resumed.wait(60)
         return found
 
     def resume() -> None:
-        is_looked_at.wait(10)
+        is_looked_at.wait(60)
         with transaction.atomic():
             hold.resume(AgentEmailAccount.objects.get())
             is_resumed.set()
@@ -278,7 +278,7 @@ def test_mail_is_withdrawn_also_while_a_worker_takes_it(endpoint: PersistentAgen
             threading.Event().wait(0.5)
 
     def withdraw() -> None:
-        is_claimed.wait(10)
+        is_claimed.wait(60)
         answers.append(intervene.cancel(message))
 
     assert together(take, withdraw) == []
@@ -334,7 +334,7 @@ def test_the_keeper_of_leases_outlives_whatever_it_meets(
     kept.touch(timedelta(minutes=5))
     keeper.keep(kept)
     try:
-        assert is_renewed.wait(5)
+        assert is_renewed.wait(60)
     finally:
         keeper.let_go(kept)
 

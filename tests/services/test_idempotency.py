@@ -103,7 +103,7 @@ def answers_of(*subjects: str) -> list[list[str]]:
             assert caller.stdin is not None
             caller.stdin.write("go\n")
             caller.stdin.flush()
-        outputs = [caller.communicate(timeout=60)[0] for caller in callers]
+        outputs = [caller.communicate(timeout=300)[0] for caller in callers]
     finally:
         for caller in callers:
             caller.kill()
@@ -130,7 +130,7 @@ def test_of_processes_with_the_same_keys_and_other_content_one_is_refused(
 
 def test_a_caller_that_dies_in_the_middle_leaves_its_key_free(endpoint: PersistentAgentCommsEndpoint) -> None:
     dying = process(DYING)
-    output, _ = dying.communicate(timeout=60)
+    output, _ = dying.communicate(timeout=300)
     assert (output, dying.returncode) == ("written\n", 9)
     assert not PersistentAgentMessage.objects.exists()
     message = api.send_agent_email(

@@ -200,5 +200,5 @@ def test_two_dispatchers_hand_out_no_mailbox_twice(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
     assert len(called(doorbell)) == len(set(called(doorbell))) == 12

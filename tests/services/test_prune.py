@@ -316,7 +316,7 @@ def test_two_rounds_at_once_share_the_work(settings: Any, monkeypatch: pytest.Mo
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert sum(found["messages"] for found in done) == 12 and not PersistentAgentMessage.objects.exists()
 
 
@@ -334,17 +334,17 @@ def test_what_somebody_holds_is_passed_over(settings: Any, model: Any) -> None:
                 field = "pk" if model is PersistentAgentMessage else "message"
                 list(model.objects.select_for_update().filter(**{field: held.pk}).values_list("pk"))
                 is_held.set()
-                is_over.wait(20)
+                is_over.wait(120)
         finally:
             connection.close()
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert is_held.wait(10)
+    assert is_held.wait(60)
     try:
         assert prune()["messages"] == 1
         assert PersistentAgentMessage.objects.get().pk == held.pk != free.pk
     finally:
         is_over.set()
-        holder.join(10)
+        holder.join(60)
     assert prune()["messages"] == 1

@@ -518,7 +518,7 @@ def at_once(count: int, act: Callable[[], Any]) -> list[Any]:
 
     def run() -> None:
         try:
-            start.wait(10)
+            start.wait(60)
             found.append(act())
         except Exception as problem:
             problems.append(problem)
@@ -529,7 +529,7 @@ def at_once(count: int, act: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert not problems and len(found) == count
     return found
 
