@@ -45,12 +45,6 @@ class ConnectionTestAdmin(ReadOnly, OwnPages, NewestAdmin):
         is_list = request.resolver_match is None or "object_id" not in request.resolver_match.kwargs
         return rows.defer("steps") if is_list else rows
 
-    def edge(self, before: int | None) -> int | None:
-        rows = ConnectionTest.objects.order_by("-pk")
-        rows = rows if before is None else rows.filter(pk__lte=before)
-        edge: int | None = rows.values_list("pk", flat=True)[SEARCHED : SEARCHED + 1].first()
-        return edge
-
     def mentioning(self, word: str) -> Q:
         return Q(account__endpoint__address__icontains=word)
 

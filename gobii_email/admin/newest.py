@@ -173,8 +173,11 @@ class NewestAdmin(ModelAdmin):
         return queryset, False
 
     def edge(self, before: Any) -> Any:
-        """Up to where the `SEARCHED` newest rows (older than `before`) reach; None where they are all."""
-        return None
+        """Up to where the `SEARCHED` newest rows (until `before`) reach; None where they are all."""
+        field = self.newest[0]
+        rows = self.model._default_manager.order_by(f"-{field}")
+        rows = rows if before is None else rows.filter(**{f"{field}__lte": before})
+        return rows.values_list(field, flat=True)[SEARCHED : SEARCHED + 1].first()
 
     def mentioning(self, word: str) -> Q:
         """Rows with `word` in what is searched for parts."""

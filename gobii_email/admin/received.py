@@ -4,7 +4,6 @@ Read-only but for that one act. The bytes are a stranger's: they leave here as a
 something that a browser shows.
 """
 
-from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
@@ -44,12 +43,6 @@ class ReceivedMailAdmin(ReadOnly, OwnPages, NewestAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ReceivedMail]:
         return super().get_queryset(request).defer("raw")
-
-    def edge(self, before: datetime | None) -> datetime | None:
-        rows = ReceivedMail.objects.order_by("-stored_at")
-        rows = rows if before is None else rows.filter(stored_at__lte=before)
-        edge: datetime | None = rows.values_list("stored_at", flat=True)[SEARCHED : SEARCHED + 1].first()
-        return edge
 
     def mentioning(self, word: str) -> Q:
         return Q(from_address__icontains=word) | Q(rfc_message_id__icontains=word)

@@ -36,12 +36,6 @@ class SuppressionAdmin(ReadOnly, OwnPages, NewestAdmin):
     search_help_text = f"Parts of an address, looked for in the newest {SEARCHED:,}"
     actions = ["lift"]
 
-    def edge(self, before: int | None) -> int | None:
-        rows = Suppression.objects.order_by("-pk")
-        rows = rows if before is None else rows.filter(pk__lte=before)
-        edge: int | None = rows.values_list("pk", flat=True)[SEARCHED : SEARCHED + 1].first()
-        return edge
-
     def mentioning(self, word: str) -> Q:
         return Q(address__icontains=word) | Q(endpoint__address__icontains=word)
 

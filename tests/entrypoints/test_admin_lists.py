@@ -19,6 +19,8 @@ from gobii_email.models import (
     PersistentAgent,
     PersistentAgentCommsEndpoint,
     PersistentAgentMessage,
+    ReceivedMail,
+    Suppression,
 )
 
 pytestmark = pytest.mark.django_db
@@ -146,6 +148,29 @@ def test_a_filter_looks_at_the_newest_and_leads_further_back(
     assert subjects(first) == ["Report no 8."]
     assert "what is older has not been looked at" in first.content.decode()
     assert every_page(admin_client, url) == ["Report no 8.", "Report no 1."]
+
+
+@pytest.mark.parametrize("name", ["connectiontest", "receivedmail", "suppression"])
+def test_a_search_for_parts_looks_at_the_newest_and_leads_further_back(
+    admin_client: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    fill(9)
+    for n, endpoint in enumerate(PersistentAgentCommsEndpoint.objects.filter(owner_agent__isnull=False)):
+        Suppression.objects.create(
+            endpoint=endpoint, address="x@rcpt.example", cause="by_hand", created_at=timezone.now()
+        )
+        ReceivedMail.objects.create(
+            endpoint=endpoint, folder="INBOX", uid_validity=1, uid=n, size=1, state="stored",
+            from_address=endpoint.address, stored_at=timezone.now() + timedelta(minutes=n),
+        )  # fmt: skip
+    monkeypatch.setattr(newest, "SEARCHED", 4)
+    found, address = [], f"{page(f'{name}_changelist')}?q=sender.example"
+    while address:
+        listed = admin_client.get(address).context["cl"]
+        found.append(len(listed.result_list))
+        address = listed.further_url and page(f"{name}_changelist") + listed.further_url
+        assert len(found) <= 3
+    assert found == [5, 4, 0]
 
 
 @pytest.mark.parametrize(
