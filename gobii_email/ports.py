@@ -499,6 +499,29 @@ class NotWatched(Exception):
         self.is_lasting = is_lasting
 
 
+class NewsConnection(Protocol):
+    """A mailbox that is open to tell of new mail, and waits in no thread of its own.
+
+    `begin`, `receive` and `tend` raise NotWatched when it is over. `now` is monotonic, in seconds.
+    """
+
+    def fileno(self) -> int: ...
+
+    def begin(self, now: float) -> None:
+        """Asks for news from now on."""
+
+    def receive(self, now: float) -> bool:
+        """Hears all that has come, without waiting; whether mail came."""
+
+    def tend(self, now: float) -> None:
+        """Does what is due, and notices a server that does not answer."""
+
+    def leave(self) -> None:
+        """Takes leave without waiting for the answer, and closes."""
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class GaveUp:
     """That a mail could not be read; `reason` is the end of a sentence about the reader."""

@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from gobii_email.adapters.imap_idle import IdleConnection
-from gobii_email.ports import NotWatched
+from gobii_email.ports import NewsConnection, NotWatched
 
 TEND_EVERY = 1.0
 LEASE_OVER = "lease_over"
@@ -35,7 +34,7 @@ class IdleLoop:
         self._woken.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, None)
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._connections: dict[str, IdleConnection] = {}
+        self._connections: dict[str, NewsConnection] = {}
         self._until: dict[str, float] = {}
         self._is_ending = False
         self._thread = threading.Thread(target=self._run, name="idle", daemon=True)
@@ -50,7 +49,7 @@ class IdleLoop:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def add(self, key: str, connection: IdleConnection, until: float) -> None:
+    def add(self, key: str, connection: NewsConnection, until: float) -> None:
         """Waits on `connection` until `until` at most, which is monotonic; ends a former one."""
         self._order(lambda: self._add(key, connection, until))
 
@@ -105,16 +104,16 @@ class IdleLoop:
         for key in list(self._connections):
             self._try(key, lambda connection: connection.tend(now))
 
-    def _add(self, key: str, connection: IdleConnection, until: float) -> None:
+    def _add(self, key: str, connection: NewsConnection, until: float) -> None:
         self._drop([key])
         self._selector.register(connection, selectors.EVENT_READ, key)
         self._connections[key], self._until[key] = connection, until
         self._try(key, self._begin)
 
-    def _begin(self, connection: IdleConnection) -> None:
+    def _begin(self, connection: NewsConnection) -> None:
         connection.begin(time.monotonic())
 
-    def _receive(self, key: str, connection: IdleConnection) -> None:
+    def _receive(self, key: str, connection: NewsConnection) -> None:
         if connection.receive(time.monotonic()):
             self._on_news(key)
 
@@ -123,7 +122,7 @@ class IdleLoop:
             if (connection := self._forget(key)) is not None:
                 connection.leave()
 
-    def _try(self, key: str, act: Callable[[IdleConnection], None]) -> None:
+    def _try(self, key: str, act: Callable[[NewsConnection], None]) -> None:
         if (connection := self._connections.get(key)) is None:
             return
         try:
@@ -133,7 +132,7 @@ class IdleLoop:
             connection.close()
             self._on_lost(key, ended)
 
-    def _forget(self, key: str) -> IdleConnection | None:
+    def _forget(self, key: str) -> NewsConnection | None:
         self._until.pop(key, None)
         connection = self._connections.pop(key, None)
         if connection is not None:

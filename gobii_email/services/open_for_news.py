@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from django.db import Error, connections
 
 from gobii_email import wiring
-from gobii_email.adapters.imap_idle import IdleConnection
 from gobii_email.domain.mailbox_cursor import Cursor
 from gobii_email.encryption import SecretUnreadable
 from gobii_email.models import AgentEmailAccount
-from gobii_email.ports import ImapServer, NotWatched
+from gobii_email.ports import ImapServer, NewsConnection, NotWatched
 from gobii_email.services import measure
 from gobii_email.services.enlist import read_account, signature_of
 from gobii_email.services.renew import ReconnectNeeded, TokenUnavailable, access_token
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 class Opened:
     """A connection that waits, and `newest`, the `last_seen_uid` of whoever has read all that is there."""
 
-    connection: IdleConnection
+    connection: NewsConnection
     signature: str
     newest: str
 
