@@ -40,6 +40,9 @@ class MailboxTest:
         parser.add_argument("--transcript", action="store_true", help="show what was said, without secrets")
 
     def run(self) -> None:
+        if self._sends_to_self and "smtp" not in self._protocols:
+            text, remedy = "--send-to-self belongs to a test of sending.", "Add --smtp, or leave out --imap."
+            self._command.usage(text, field="send_to_self", remedy=remedy)
         found = [self._test(protocol) for protocol in self._protocols]
         failed = next((diagnosis for diagnosis in found if not diagnosis.ok), None)
         if self._command.is_json:

@@ -21,6 +21,9 @@ from gobii_email.domain.invalid_mail import InvalidMail
 from gobii_email.encryption import KeyRingError, SecretUnreadable
 from gobii_email.services.intervene import NotPossible
 
+_ARGUMENT = re.compile(
+    r"(?:argument|one of the arguments|.*arguments are required:|unrecognized arguments:) ([^\s:,]+)"
+)
 _TOLD = (NotPossible, SecretUnreadable, KeyRingError, ImproperlyConfigured)
 
 
@@ -54,7 +57,7 @@ class EmailCommand(BaseCommand):
             self.create_parser(argv[0], argv[1]).parse_args(argv[2:])
         except CommandError as wrong:
             reason = str(wrong).removeprefix("Error: ")
-            error = {"field": "", "reason": reason, "remedy": "See what --help says."}
+            error = {"field": _named(reason), "reason": reason, "remedy": "See what --help says."}
             self.answer({"error": error}, True, "")
 
     def execute(self, *args: Any, **options: Any) -> str | None:
@@ -101,6 +104,12 @@ class EmailCommand(BaseCommand):
         remedy = error.get("remedy")
         sentence = f"{text} {remedy}" if remedy and str(remedy) not in text else text
         raise CommandError(sentence, returncode=returncode) from None
+
+
+def _named(objection: str) -> str:
+    """The first argument that the parser's `objection` is about; "" where it names none."""
+    found = _ARGUMENT.match(objection)
+    return found[1] if found else ""
 
 
 def _plain(value: object) -> str:

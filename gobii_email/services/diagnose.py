@@ -269,7 +269,7 @@ def _read(protocol: str, until: str, steps: Sequence[Step], probe: Probe) -> Res
     if failure is not None:
         diagnosis = Diagnosis(protocol, False, steps, failure.text, failure.finding.advice)
         return Result(diagnosis, failure.finding)
-    if until and steps[-1].id != until:
+    if until in [step.id for step in steps[:-1]]:
         text = f"All is well up to {until}. Only a whole test vouches for the settings."
         return Result(Diagnosis(protocol, True, steps, text), is_whole=False)
     return Result(Diagnosis(protocol, True, steps, _PASSED[ConnectionTest.Protocol(protocol)]))

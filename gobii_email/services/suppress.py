@@ -175,7 +175,7 @@ def suppress(
 
 def suppress_by_hand(endpoint: PersistentAgentCommsEndpoint, address: str, reason: str, *, by: str) -> bool:
     """Enters `address` because a person says so. Raises InvalidMail for what is no address or no reason."""
-    parsed = str(parse_address(address, field="address"))
+    parsed = str(parse_address(address, field="recipient"))
     if not reason.strip():
         raise InvalidMail("reason", "it is empty", "Say why this address is not to be written to")
     words = f"{reason.strip()} (entered by {by})" if by else reason.strip()

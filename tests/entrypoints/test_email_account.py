@@ -110,7 +110,8 @@ def test_a_bad_document_names_what_is_wrong(content: str, code: int, said: str, 
     path.write_text(content)
     result = run("apply", str(path), "--json")
     assert result[0] == code and said in result[2]
-    assert json.loads(result[1])["error"]["reason"]
+    problem = json.loads(result[1])["error"]
+    assert problem["field"] and problem["reason"] and problem["remedy"]
     assert not AgentEmailAccount.objects.exists()
 
 
@@ -128,6 +129,26 @@ def test_pause_and_resume_and_delete(document: Path) -> None:
     assert "smtp host" in run("show", ADDRESS)[1]
     assert run("delete", ADDRESS)[0] == 0 and not AgentEmailAccount.objects.exists()
     assert "No accounts yet" in run("list")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [(["--reason", " "], "reason"), (["--for", "0s"], "for")],
+    ids=["no reason", "no time"],
+)
+def test_a_pause_has_a_reason_and_lasts_some_time(arguments: list[str], field: str, document: Path) -> None:
+    run("apply", str(document))
+    code, out, said = run("pause", ADDRESS, *arguments, "--json")
+    problem = json.loads(out)["error"]
+    assert code == 2 and problem["field"] == field and problem["remedy"] in said
+    assert AgentEmailAccount.objects.get().state == "active"
+
+
+def test_what_was_typed_elsewhere_cannot_paint_on_a_terminal(document: Path) -> None:
+    run("apply", str(document))
+    run("pause", ADDRESS, "--reason", "Look\x1b[2J\nhere")
+    out = run("show", ADDRESS)[1]
+    assert "Look [2J here" in out and "\x1b" not in out
 
 
 def test_no_command_shows_the_password(document: Path) -> None:
@@ -213,6 +234,28 @@ def test_both_directions_are_tested_and_a_stage_of_one_may_not_be_one_of_the_oth
     assert code == 1 and "AUTHENTICATIONFAILED" in said
     assert [test["ok"] for test in answer["tests"]] == [True, False]
     assert (answer["ok"], answer["protocol"], answer["error"]["field"]) == (False, "imap", "imap")
+
+
+@pytest.mark.parametrize(("security", "step"), [("starttls", "message"), ("ssl", "starttls")])
+def test_a_step_that_the_connection_does_not_have_ends_nothing(
+    authority: ThrowAwayAuthority, document: Path, settings: Any, security: str, step: str
+) -> None:
+    users = {"anna": PASSWORD}
+    with ScriptedSmtpServer(tls=authority.good(), users=users, security=security) as server:
+        settings.BYO_EMAIL_ALLOWED_PORTS = {server.port}
+        facts = json.loads(document.read_text())
+        facts["smtp"] |= {"port": server.port, "security": security}
+        document.write_text(json.dumps(facts))
+        run("apply", str(document))
+        code, out, _ = run("test", ADDRESS, "--until", step)
+    assert code == 0 and "The server accepts mail" in out
+    assert AgentEmailAccount.objects.get().is_smtp_tested
+
+
+def test_a_mail_to_oneself_belongs_to_a_test_of_sending(document: Path) -> None:
+    run("apply", str(document))
+    code, out, said = run("test", ADDRESS, "--imap", "--send-to-self", "--json")
+    assert code == 2 and json.loads(out)["error"]["field"] == "send_to_self" and "--smtp" in said
 
 
 def test_a_mail_to_oneself_is_sent_when_asked_for(server: ScriptedSmtpServer, document: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(tmp_path):
     (tmp_path / "bounce").write_bytes(RAW)
     code, (missing, bounce) = explain(str(tmp_path / "missing"), str(tmp_path / "bounce"))
     assert code == 1
-    assert missing["error"] == "cannot be read: No such file or directory"
+    assert missing["error"].startswith("cannot be read: No such file or directory; name a file")
     assert bounce["kind"] == "dsn-failed"
 
 

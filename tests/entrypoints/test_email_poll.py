@@ -94,7 +94,7 @@ def test_a_mailbox_that_a_worker_reads_is_left_to_it(account: AgentEmailAccount)
     later = timezone.now() + timedelta(minutes=1)
     Mailbox.objects.create(account=account, lease_until=later)
     busy = run("email_poll", AGENT)
-    assert busy.code == 1 and "just now" in busy.error
+    assert busy.code == 1 and "ask again" in busy.error
 
 
 # Asked for on pages

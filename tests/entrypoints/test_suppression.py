@@ -52,7 +52,8 @@ def test_entering_twice_changes_nothing(endpoint: PersistentAgentCommsEndpoint) 
     [
         (["nobody@agents.example.org"], 1, "address"),
         ([SENDER, "--lift", "b@rcpt.example"], 1, "lift"),
-        ([SENDER, "--add", "no address", "--reason", "x"], 1, "address"),
+        ([SENDER, "--lift", ""], 1, "lift"),
+        ([SENDER, "--add", "no address", "--reason", "x"], 1, "recipient"),
         ([SENDER, "--add", A], 1, "reason"),
         ([SENDER, "--reason", "x"], 2, "reason"),
     ],
@@ -61,7 +62,9 @@ def test_what_cannot_be_done_is_said(
     endpoint: PersistentAgentCommsEndpoint, arguments: list[str], code: int, field: str
 ) -> None:
     answer = run("email_suppression", *arguments, "--json")
-    assert answer.code == code and answer.document["error"]["field"] == field
+    problem = answer.document["error"]
+    assert answer.code == code and problem["field"] == field
+    assert problem["reason"][0] != " " and problem["remedy"] in answer.error
     assert not Suppression.objects.exists()
 
 

@@ -20,20 +20,28 @@ def test_an_argument_that_is_not_utf_8_is_wrong_usage(arguments):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "field", "said"),
     [
-        (("email_resolve", "x", "--as", "maybe"), "invalid choice: 'maybe'"),
-        (("email_account", "pause", "a@b.example", "--for", "99999999999d"), "longer than a hundred years"),
-        (("email_send", "--wait", "soon"), "'soon' is not a length of time"),
-        (("email_account", "show"), "ADDRESS"),
+        (("email_resolve", "x", "--as", "maybe"), "--as", "invalid choice: 'maybe'"),
+        (
+            ("email_account", "pause", "a@b.example", "--for", "99999999999d"),
+            "--for",
+            "longer than a hundred years",
+        ),
+        (("email_send", "--wait", "soon"), "--wait", "'soon' is not a length of time"),
+        (("email_account", "show"), "ADDRESS", "ADDRESS"),
+        (("email_resolve",), "MESSAGE_ID", "MESSAGE_ID, --as"),
+        (("email_suspend", "--reason", "R"), "--account", "one of the arguments"),
+        (("email_doctor", "--now"), "--now", "unrecognized"),
     ],
 )
-def test_what_the_parser_refuses_is_a_document_with_json(arguments, said, capsys):
+def test_what_the_parser_refuses_is_a_document_with_json(arguments, field, said, capsys):
     with pytest.raises(SystemExit) as end:
         execute_from_command_line(["manage.py", *arguments, "--json"])
     out, error = capsys.readouterr()
     assert end.value.code == 2 and "usage:" in error and said in error
-    assert said in json.loads(out)["error"]["reason"]
+    problem = json.loads(out)["error"]
+    assert problem["field"] == field and said in problem["reason"] and problem["remedy"]
 
 
 def test_help_is_shown_once_with_json(capsys):

@@ -176,7 +176,9 @@ def test_the_first_reason_stays(endpoint: PersistentAgentCommsEndpoint) -> None:
     assert not again and Suppression.objects.get().reason == "First."
 
 
-@pytest.mark.parametrize(("address", "reason", "field"), [("none", "Because", "address"), (A, " ", "reason")])
+@pytest.mark.parametrize(
+    ("address", "reason", "field"), [("none", "Because", "recipient"), (A, " ", "reason")]
+)
 def test_by_hand_it_takes_an_address_and_a_reason(
     endpoint: PersistentAgentCommsEndpoint, address: str, reason: str, field: str
 ) -> None:

@@ -15,10 +15,12 @@ from django.utils import timezone
 
 from gobii_email.management.account_discovery import show_discovery
 from gobii_email.management.mailbox_test import MailboxTest
+from gobii_email.management.message_argument import printable
 from gobii_email.management.terminal import EmailCommand, length_of_time
 from gobii_email.models import AgentEmailAccount, Mailbox
 from gobii_email.services import accounts, hold, learn
 
+EXAMPLE = '{"agent": …, "address": …, "smtp": {…}}'
 _LIMITS = ("per_minute", "per_hour", "per_day", "max_connections", "messages_per_connection", "pool_ttl")
 
 
@@ -109,7 +111,7 @@ def document_text(document: Mapping[str, object]) -> str:
 
 
 def _shown(value: object) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    return ("yes" if value else "no") if isinstance(value, bool) else printable(value)
 
 
 class Command(EmailCommand):
@@ -179,9 +181,10 @@ class Command(EmailCommand):
             return json.loads(data.decode("utf-8-sig"))
         except json.JSONDecodeError as wrong:
             where = f"line {wrong.lineno}, column {wrong.colno}"
-            self.usage(f"The document is not JSON: {wrong.msg} at {where}.", field="FILE")
+            text, remedy = f"{name}: not JSON: {wrong.msg} at {where}.", f"Write {EXAMPLE}."
+            self.usage(text, field="FILE", remedy=remedy)
         except (UnicodeDecodeError, RecursionError, ValueError):
-            self.usage("The document is not JSON in UTF-8.", field="FILE", remedy="Save it as UTF-8.")
+            self.usage(f"{name}: not JSON in UTF-8.", field="FILE", remedy="Save it as UTF-8.")
 
     def _discover(self, options: dict[str, Any]) -> None:
         show_discovery(self, options["address"])
@@ -201,9 +204,13 @@ class Command(EmailCommand):
         self.answer(document, self.is_json, document_text(document))
 
     def _pause(self, options: dict[str, Any]) -> None:
-        account = self._account(options)
-        until = timezone.now() + options["span"] if options["span"] else None
-        hold.pause(account, reason=options["reason"], until=until)
+        account, span = self._account(options), options["span"]
+        if not options["reason"].strip():
+            self.usage("--reason is empty.", field="reason", remedy="Say why, for whoever looks next.")
+        if span is not None and not span:
+            remedy = "Give e.g. 30m, or leave it out: then it lasts until somebody resumes it."
+            self.usage("--for is no time at all.", field="for", remedy=remedy)
+        hold.pause(account, reason=options["reason"].strip(), until=span and timezone.now() + span)
         self._show_account(account, "Paused:")
 
     def _resume(self, options: dict[str, Any]) -> None:

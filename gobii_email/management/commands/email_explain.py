@@ -18,6 +18,7 @@ from gobii_email.domain.inbound_mail import MAX_OCTETS
 from gobii_email.domain.returned_mail import read_mail
 from gobii_email.domain.smtp_replies import Reply, Stage, parse_reply
 
+EXAMPLE = '{"stage": "rcpt", "reply": "550 5.1.1 …"}'
 _OTHER_STAGE_NAMES = {
     "banner": Stage.CONNECT,
     "helo": Stage.EHLO,
@@ -116,12 +117,12 @@ def _explain_row(line: str) -> Explained:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        raise UnreadableRow("not a JSON object; write one row a line") from None
+        raise UnreadableRow(f"not a JSON object; write one row a line: {EXAMPLE}") from None
     if not isinstance(row, dict):
-        raise UnreadableRow('not a JSON object; write {"stage": "rcpt", "reply": "550 5.1.1 …"}')
+        raise UnreadableRow(f"not a JSON object; write {EXAMPLE}")
     for name in ("stage", "reply"):
         if not isinstance(row.get(name), str):
-            raise UnreadableRow(f"{name!r} is missing or not a text")
+            raise UnreadableRow(f"{name!r} is missing or not a text; write {EXAMPLE}")
     try:
         return explain(stage_named(row["stage"]), row["reply"])
     except (ValueError, ArgumentTypeError) as wrong:
@@ -146,7 +147,8 @@ def mail_answers(names: Sequence[str], stdin: BinaryIO) -> Iterator[tuple[str, b
             raw = _read_file(name, stdin)
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            yield json.dumps({"file": name, "error": f"cannot be read: {reason}"}, ensure_ascii=False), False
+            text = f"cannot be read: {reason}; name a file, or - for standard input"
+            yield json.dumps({"file": name, "error": text}, ensure_ascii=False), False
         else:
             document = {"file": name, **read_mail(raw).as_document()}
             # Half characters, which a damaged name may hold, cannot be printed.

@@ -15,7 +15,7 @@ from gobii_email.models import AgentEmailAccount, ReceivedMail
 from gobii_email.services import accounts
 from gobii_email.services.poll import BASELINE, BUSY, Visit, visit
 
-_BUSY = "A worker is reading the mailbox just now."
+_BUSY = "A worker is reading the mailbox just now; ask again in a minute."
 _BASELINE = "This was the first poll: mail that comes from now on is read."
 
 

@@ -59,7 +59,7 @@ class Command(EmailCommand):
         rows = suppress.in_force(sender).filter(address=normalise(recipient))
         if not suppress.lift(rows, by=operator()):
             self.fail(
-                f"{printable(recipient)[:320]} is not suppressed for {sender.address}.",
+                f"{recipient[:320]!a} is not suppressed for {sender.address}.",
                 field="lift",
                 remedy=f"`email_suppression {sender.address}` shows who is.",
             )
