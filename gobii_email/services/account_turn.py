@@ -45,6 +45,8 @@ QUICK = 0.02
 """Seconds a mail takes at a server so near that the turn is in the way of others, and not its server."""
 FAILURES_OF_A_HOST = 3
 """Connections in a row, whoever's, after which a server that cannot be reached is left alone."""
+CALL_AGAIN_AFTER = 1.0
+"""Seconds after which a turn calls again for another one of its lane."""
 READ_AGAIN_AFTER = 1.0
 """Seconds after which a turn reads the account again."""
 
@@ -62,7 +64,8 @@ class AccountTurn:
         self.is_probe = False
         self.sender: Sender | None = None
         self.obstacle: Wait | None = None
-        self.was_accepted = self.has_called_for_help = self.has_renewed = False
+        self.was_accepted = self.has_renewed = False
+        self.called_at = -CALL_AGAIN_AFTER
         self.is_quick = True
         self.count = 0
         self.read_at = time.monotonic()
@@ -190,9 +193,9 @@ class AccountTurn:
         """
         connections = self.place.scopes[0].connections
         has_place = connections is None or entered.lanes < connections
-        may_call = not (self.has_called_for_help or self.is_probe or shares.is_waited_for(self.host))
-        if self.turn.has_more and has_place and may_call:
-            self.has_called_for_help = True
+        may_call = self.turn.seconds - self.called_at >= CALL_AGAIN_AFTER and not self.is_probe
+        if self.turn.has_more and has_place and may_call and not shares.is_waited_for(self.host):
+            self.called_at = self.turn.seconds
             wiring.doorbell().ring([Hint(self.turn.attempt_id, self.turn.lane)], once=True)
 
     def _send_batch(self, works: Sequence[Work]) -> None:

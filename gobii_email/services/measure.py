@@ -41,8 +41,8 @@ def accepted(written: Sequence[tuple[Work, Acceptance]], account: AgentEmailAcco
     provider = provider_of(account, transport)
     metrics.ATTEMPTS.inc(transport, provider, AttemptStatus.SENT, NONE, Blame.NOBODY, by=len(written))
     metrics.stages(row.stage_ms for _, row in written)
-    waits = ((row.at - work.not_before).total_seconds() for work, row in written if work.not_before is not None)
-    metrics.ACCEPT.observe_all(waits, transport)
+    waits = (row.at - work.not_before for work, row in written if work.not_before is not None)
+    metrics.ACCEPT.observe_all((wait.total_seconds() for wait in waits), transport)
 
 
 @metrics.harmless

@@ -32,7 +32,7 @@ class _Host:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A mail has ended after `seconds`; `parked` is a parked hint that has a place by it, and is parked no more."""
+    """A mail has ended after `seconds`; `parked` was a parked hint that has a place by it."""
 
     seconds: float
     parked: str | None = None

@@ -192,6 +192,45 @@ def test_no_turn_is_endless(
     assert doorbell.rung != []
 
 
+@pytest.mark.parametrize(
+    ("connections", "again_after", "is_anybody_waiting", "calls"),
+    [(2, 60.0, False, 1), (2, 0.0, False, 3), (2, 0.0, True, 0), (1, 0.0, False, 0)],
+    ids=["once a while", "again", "others wait", "no connection left"],
+)
+def test_a_long_backlog_calls_for_another_turn_of_its_lane(
+    account: AgentEmailAccount,
+    smtp_server: ScriptedSmtpServer,
+    shares: Shares,
+    doorbell: RecordingDoorbell,
+    monkeypatch: pytest.MonkeyPatch,
+    connections: int,
+    again_after: float,
+    is_anybody_waiting: bool,
+    calls: int,
+) -> None:
+    AgentEmailAccount.objects.update(max_connections=connections)
+    monkeypatch.setattr(turns, "AT_ONCE", 3)
+    monkeypatch.setattr(account_turn, "CALL_AGAIN_AFTER", again_after)
+    shares.waiting = lambda: int(is_anybody_waiting)
+    messages = several(10)
+    doorbell.rung.clear()
+    turn(messages[0])
+    assert len(smtp_server.messages) == 10
+    assert len(doorbell.rung) == calls
+
+
+def test_a_turn_claims_what_it_will_send_before_it_makes_room(
+    account: AgentEmailAccount, shares: Shares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares.waiting = lambda: 1
+    monkeypatch.setattr(shares, "pace", lambda host: account_turn.FAIR_SECONDS / 4)
+    asked = []
+    real = turns.claim
+    monkeypatch.setattr(turns, "claim", lambda claim: asked.append(claim.limit) or real(claim))
+    turn(several(10)[0])
+    assert asked[0] == 4
+
+
 def pause(account: AgentEmailAccount) -> None:
     hold.pause(account, reason="Moving house")
 
