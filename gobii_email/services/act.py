@@ -1,13 +1,13 @@
 """What a person may do about one message: the words for each act, when it makes sense, and doing it.
 
-Every face offers the same acts in the same words. What they change is left to `intervene`.
+Every face offers the same acts in the same words. What they change is left to `intervene` and `visit`.
 """
 
 from dataclasses import dataclass
 
 from gobii_email.domain.lifecycle import MessageStatus as S
 from gobii_email.models import PersistentAgentMessage
-from gobii_email.services import intervene
+from gobii_email.services import intervene, visit
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,13 @@ ACTS = {
             "Withdraw it? What a server may already have cannot be called back.",
             "Withdrawn; no server has it.",
             frozenset({S.QUEUED, S.SENDING}),
+        ),
+        Act(
+            "look",
+            "Look in Sent",
+            "Look for it in the mailbox's Sent folder now? What is found there ends the doubt.",
+            "A worker looks for it now; the timeline tells what it sees.",
+            frozenset({S.IN_DOUBT}),
         ),
         Act(
             "resolve-sent",
@@ -75,6 +82,8 @@ def perform(act: Act, message: PersistentAgentMessage, *, by: str, default_trans
     elif act.name == "cancel":
         if not intervene.cancel(message, by=by):
             raise intervene.NotPossible("It cannot be withdrawn any more: a server has it or may have it.")
+    elif act.name == "look":
+        visit.ask_for_look(message)
     else:
         intervene.resolve_by_hand(message, act.name.removeprefix("resolve-"), by=by)
     return act.done

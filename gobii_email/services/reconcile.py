@@ -14,7 +14,13 @@ from gobii_email.conf import config
 from gobii_email.domain.evidence import Copy, Looked, Sight, copy_of, seen
 from gobii_email.domain.filing_habit import ENOUGH, FIRST_LOOK, Habit, next_look, spoken
 from gobii_email.domain.lifecycle import AttemptStatus, Move
-from gobii_email.models import AgentEmailAccount, Mailbox, OutboundMessageAttempt, SentCopy
+from gobii_email.models import (
+    AgentEmailAccount,
+    Mailbox,
+    OutboundMessageAttempt,
+    OutboundMessageEvent,
+    SentCopy,
+)
 from gobii_email.services.follow import doubt_began, is_followed, resend_at
 from gobii_email.services.learn import habit_of
 from gobii_email.services.look import obstacle
@@ -29,6 +35,8 @@ LATE = timedelta(minutes=5)
 AGAIN = timedelta(minutes=5)
 """When to ask again whether a mailbox that must not be opened now may be."""
 NOTHING_CAME = "No evidence came; sent again as the message asks (on_doubt=resend)."
+
+_UNSEEN = "Nobody could look for the mail in Sent, which proves nothing: {reason}"
 
 State = SentCopy.State
 
@@ -93,13 +101,18 @@ def _have_looked_for(attempt: OutboundMessageAttempt, now: datetime) -> bool:
 def _copy_for(attempt: OutboundMessageAttempt, look_at: datetime | None) -> SentCopy:
     values = {
         "endpoint_id": attempt.from_endpoint_id,
-        "since": attempt.marked_at or attempt.queued_at,
+        "since": since(attempt),
         "is_doubtful": True,
         "look_at": look_at,
     }
     copy, _ = SentCopy.objects.get_or_create(attempt=attempt, defaults=values)
     copy.attempt = attempt
     return copy
+
+
+def since(attempt: OutboundMessageAttempt) -> datetime:
+    """No copy of it is older."""
+    return attempt.marked_at or attempt.queued_at
 
 
 def _be_due(attempt: OutboundMessageAttempt, at: datetime | None) -> None:
@@ -135,8 +148,33 @@ def note_doubtful_sight(copy: SentCopy, account: AgentEmailAccount, looked: Look
 def note_doubtful_failure(copy: SentCopy, reason: str, now: datetime) -> None:
     """That nobody could look, which is never taken for absence."""
     with transaction.atomic():
-        _go_on(copy, f"Nobody could look for the mail in Sent, which proves nothing: {reason}", now)
+        _go_on(copy, _UNSEEN.format(reason=reason), now)
         copy.save()
+
+
+def was_looked_for_lately(attempt: OutboundMessageAttempt, now: datetime) -> bool:
+    """Whether a look was told of within half a minute: nobody can have a server asked without a pause."""
+    looks = OutboundMessageEvent.objects.filter(message=attempt.message_id, event="looked")
+    return looks.filter(at__gt=now - FIRST_LOOK).exists()
+
+
+def note_asked_sight(attempt: OutboundMessageAttempt, looked: Looked, now: datetime) -> bool:
+    """Ends the doubt if the look that somebody asked for found the copy; whether it did."""
+    found = copy_of(looked, str(attempt.pk), is_alone=not _may_be_another(attempt))
+    if found is None:
+        text = "Looked for in Sent because somebody asked: not there, which proves nothing by itself."
+        tell([event(attempt, "looked", text, at=now)])
+        return False
+    with transaction.atomic():
+        copy = _copy_for(attempt, None)
+        _end_found(copy, found, now)
+        copy.save()
+    return True
+
+
+def note_asked_failure(attempt: OutboundMessageAttempt, reason: str, now: datetime) -> None:
+    """That nobody could look when somebody asked."""
+    tell([event(attempt, "looked", _UNSEEN.format(reason=reason), at=now)])
 
 
 def _may_be_another(attempt: OutboundMessageAttempt) -> bool:

@@ -18,10 +18,17 @@ from gobii_email import wiring
 from gobii_email.conf import config
 from gobii_email.domain.evidence import Sight
 from gobii_email.domain.lifecycle import AttemptStatus
-from gobii_email.models import AgentEmailAccount, Mailbox, OutboundMessageAttempt, SentCopy
+from gobii_email.models import (
+    AgentEmailAccount,
+    Mailbox,
+    OutboundMessageAttempt,
+    PersistentAgentMessage,
+    SentCopy,
+)
 from gobii_email.ports import CONTROL_QUEUE, Call, Clock, LookedFor, LookFailed, SentMail
 from gobii_email.services import learn, measure, reconcile
 from gobii_email.services.file_sent import file_copy, files_copies, is_time_to_file
+from gobii_email.services.intervene import NotPossible, open_attempt
 from gobii_email.services.look import obstacle, sent_mail_of
 from gobii_email.services.record import release_connection
 from gobii_email.services.switches import switches
@@ -50,16 +57,48 @@ def hand_out_looks(now: datetime) -> int:
     return len(ids)
 
 
+def ask_for_look(message: PersistentAgentMessage) -> None:
+    """Has a worker look for the copy of `message` now. Raises NotPossible, which says what is in the way."""
+    attempt, now = open_attempt(message), timezone.now()
+    if attempt is None or attempt.status != AttemptStatus.IN_DOUBT:
+        raise NotPossible(f"The message is not in doubt; it is {message.latest_status}.")
+    account = AgentEmailAccount.objects.filter(pk=attempt.from_endpoint_id).first()
+    if account is None and not attempt.message.had_account:
+        raise NotPossible("It was not sent from a mailbox of the agent's own: there is no Sent to look into.")
+    if hindrance := obstacle(account, now):
+        raise NotPossible(f"Nobody can look into Sent: {hindrance.reason}.")
+    if reconcile.was_looked_for_lately(attempt, now):
+        raise NotPossible("It was looked for a moment ago; the timeline tells what was seen.")
+    if not wiring.doorbell().call([Call(LOOK_FOR_COPY, str(attempt.pk), CONTROL_QUEUE)]):
+        raise NotPossible("No worker can be called just now; it is looked for by itself later.")
+
+
 def look_for_copy(attempt_id: str, *, clock: Clock = timezone.now) -> str:
-    """Looks for the copy of one attempt in doubt now, and for all that is due with it; its short outcome."""
-    rows = OutboundMessageAttempt.objects.filter(pk=uuid.UUID(attempt_id), status=AttemptStatus.IN_DOUBT)
-    with transaction.atomic():
-        attempts = rows.locked(1)
-        if not attempts:
-            return "not in doubt"
-        reconcile.look_at_doubt(attempts[0], clock())
-    endpoint_id = attempts[0].from_endpoint_id
-    return "no such mailbox" if endpoint_id is None else visit_sent(str(endpoint_id), clock=clock)
+    """Looks for the copy of one attempt in doubt because somebody asked; its short outcome.
+
+    Whatever is due by itself stays so: a copy that is missing proves something in those looks alone.
+    """
+    rows = OutboundMessageAttempt.objects.select_related("message")
+    rows = rows.defer("message__body", "message__raw_payload")
+    attempt = rows.filter(pk=uuid.UUID(attempt_id), status=AttemptStatus.IN_DOUBT).first()
+    if attempt is None:
+        return "not in doubt"
+    accounts = AgentEmailAccount.objects.select_related("endpoint", "oauth_credential")
+    account = accounts.filter(pk=attempt.from_endpoint_id).first()
+    if account is None or obstacle(account, clock()) is not None:
+        return "not now"
+    if reconcile.was_looked_for_lately(attempt, clock()):
+        return "looked for a moment ago"
+    wanted = LookedFor(attempt.message.rfc_message_id, str(attempt.pk), reconcile.since(attempt))
+    try:
+        with sent_mail_of(account) as sent:
+            release_connection()
+            looked = sent.look(wanted)
+    except LookFailed as failed:
+        _tell_of_failure(account, failed)
+        reconcile.note_asked_failure(attempt, failed.text, clock())
+        return "failed"
+    return "found" if reconcile.note_asked_sight(attempt, looked, clock()) else "not found"
 
 
 def visit_sent(account_id: str, *, clock: Clock = timezone.now) -> str:
@@ -103,12 +142,16 @@ def _visit(account: AgentEmailAccount, copies: Sequence[SentCopy], clock: Clock)
                 _look(account, left[0], sent, clock)
                 left.pop(0)
     except LookFailed as failed:
-        measure.imap_failed(account.imap_host, "sent", failed.code, is_login=failed.blames_login)
-        logger.warning("sent.look_failed", extra={"account_id": str(account.pk), "why": failed.code})
+        _tell_of_failure(account, failed)
         _note_failed(account, left, failed, clock())
         return "failed"
     _note_health(account, "")
     return f"looked for {len(copies)}"
+
+
+def _tell_of_failure(account: AgentEmailAccount, failed: LookFailed) -> None:
+    measure.imap_failed(account.imap_host, "sent", failed.code, is_login=failed.blames_login)
+    logger.warning("sent.look_failed", extra={"account_id": str(account.pk), "why": failed.code})
 
 
 def _look(account: AgentEmailAccount, copy: SentCopy, sent: SentMail, clock: Clock) -> None:

@@ -11,8 +11,8 @@ from django.utils import timezone
 
 from gobii_email.domain.secret import Secret
 from gobii_email.models import AgentEmailAccount, OutboundMessageAttempt, PersistentAgentMessage
-from gobii_email.services import hold
-from tests.conftest import PASSWORD
+from gobii_email.services import hold, visit
+from tests.conftest import PASSWORD, RecordingDoorbell
 from tests.console.conftest import Owner
 from tests.console.lint import problems
 
@@ -83,6 +83,21 @@ def test_a_doubt_is_ended_by_its_owner(
     assert notes() == [f"{note} Reason: She told me."]
     page = ada.client.get(response.url).content.decode()
     assert "She told me." in page and "by ada" in page
+
+
+def test_a_look_into_sent_is_asked_for(
+    ada: Owner,
+    doubtful: PersistentAgentMessage,
+    doorbell: RecordingDoorbell,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    action, form = message_form(ada, doubtful, "look")
+    refused = ada.client.post(action, form)
+    assert refused.status_code == 409 and "Nobody can look into Sent" in refused.content.decode()
+    monkeypatch.setattr(visit, "obstacle", lambda account, now: None)
+    assert ada.client.post(action, form).status_code == 302
+    assert [call.subject for call in doorbell.called] == [str(doubtful.attempts.get().pk)]
+    assert notes() == ["Look in Sent: A worker looks for it now; the timeline tells what it sees."]
 
 
 def test_a_message_is_withdrawn_and_retried(ada: Owner) -> None:

@@ -88,6 +88,26 @@ def test_a_message_that_is_not_in_doubt_cannot_be_settled():
     assert "not in doubt" in answer.error
 
 
+def test_a_look_that_nobody_can_take_is_no_success():
+    message = send()
+    into_doubt(message)
+    answer = run("email_resolve", message.pk, "--look", "--json")
+    assert answer.code == 1
+    assert "Nobody can look into Sent" in answer.document["error"]["reason"]
+    both = run("email_resolve", message.pk, "--look", "--as", "sent")
+    assert both.code != 0 and message.attempts.get().status == "in_doubt"
+
+
+def test_a_worker_is_asked_to_look(monkeypatch):
+    message = send()
+    into_doubt(message)
+    asked = []
+    monkeypatch.setattr("gobii_email.services.visit.ask_for_look", asked.append)
+    answer = run("email_resolve", message.pk, "--look", "--json")
+    assert (answer.code, answer.document["status"]) == (0, "in_doubt")
+    assert asked == [message] and "A worker looks" in answer.document["text"]
+
+
 def test_an_unknown_resolution_is_wrong_usage():
     answer = run("email_resolve", "00000000-0000-0000-0000-000000000000", "--as", "lost")
     assert answer.code != 0

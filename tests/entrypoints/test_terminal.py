@@ -30,7 +30,7 @@ def test_an_argument_that_is_not_utf_8_is_wrong_usage(arguments):
         ),
         (("email_send", "--wait", "soon"), "--wait", "'soon' is not a length of time"),
         (("email_account", "show"), "ADDRESS", "ADDRESS"),
-        (("email_resolve",), "MESSAGE_ID", "MESSAGE_ID, --as"),
+        (("email_resolve",), "MESSAGE_ID", "MESSAGE_ID"),
         (("email_suspend", "--reason", "R"), "--account", "one of the arguments"),
         (("email_doctor", "--now"), "--now", "unrecognized"),
     ],

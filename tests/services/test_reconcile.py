@@ -15,8 +15,9 @@ from gobii_email.models import AgentEmailAccount, Mailbox, OutboundMessageAttemp
 from gobii_email.services import hold
 from gobii_email.services.dispatch import dispatch_round
 from gobii_email.services.follow import doubt_began
+from gobii_email.services.intervene import NotPossible
 from gobii_email.services.reconcile import look_at_doubt
-from gobii_email.services.visit import look_for_copy
+from gobii_email.services.visit import ask_for_look, look_for_copy
 from gobii_email.testing.certificates import ThrowAwayAuthority
 from gobii_email.testing.imap_server import ScriptedImapServer
 from tests.conftest import RecordingDoorbell
@@ -60,11 +61,65 @@ def test_a_copy_that_comes_late_ends_the_doubt_then(scene: Scene) -> None:
     assert statuses(attempt.message)[0] == "sent"
 
 
-def test_somebody_may_look_at_once(scene: Scene) -> None:
+@pytest.mark.parametrize("minutes", [0, 1, 25 * 60], ids=["at once", "between looks", "after the last"])
+def test_somebody_may_look_at_any_time(scene: Scene, minutes: int) -> None:
     attempt = scene.doubtful()
+    for _ in range(20 if minutes else 0):
+        scene.later(minutes=minutes / 20)
     scene.file(attempt)
-    assert look_for_copy(str(attempt.pk)) == "looked for 1"
+    assert look_for_copy(str(attempt.pk), clock=lambda: scene.now + timedelta(minutes=1)) == "found"
+    assert statuses(attempt.message) == ["sent", "sent"]
+    copy = SentCopy.objects.get(pk=attempt.pk)
+    assert (copy.state, copy.folder, copy.look_at) == ("found", "Sent", None)
     assert look_for_copy(str(attempt.pk)) == "not in doubt"
+
+
+def test_looks_that_somebody_asked_for_prove_no_absence_and_send_nothing_again(scene: Scene) -> None:
+    scene.has_filed()
+    attempt = scene.doubtful(on_doubt="resend")
+    before = SentCopy.objects.filter(pk=attempt.pk).first()
+    scene.passed += timedelta(minutes=30)
+    assert look_for_copy(str(attempt.pk), clock=lambda: scene.now) == "not found"
+    assert look_for_copy(str(attempt.pk), clock=lambda: scene.now) == "looked for a moment ago"
+    scene.passed += timedelta(seconds=31)
+    assert look_for_copy(str(attempt.pk), clock=lambda: scene.now) == "not found"
+    assert statuses(attempt.message) == ["in_doubt", "in_doubt"]
+    assert SentCopy.objects.filter(pk=attempt.pk).first() == before is None
+    assert len(told(attempt.message)) == 2 and "proves nothing by itself" in told(attempt.message)[0]
+
+
+def test_a_look_that_somebody_asked_for_may_fail(scene: Scene) -> None:
+    attempt = scene.doubtful()
+    scene.server.users["anna"] = "another"
+    assert look_for_copy(str(attempt.pk)) == "failed"
+    assert statuses(attempt.message) == ["in_doubt", "in_doubt"]
+    assert "proves nothing" in told(attempt.message)[0]
+
+
+def test_who_asks_for_a_look_calls_a_worker_or_hears_why_not(
+    scene: Scene, doorbell: RecordingDoorbell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = scene.doubtful()
+    ask_for_look(attempt.message)
+    called = [(call.task, call.subject, call.queue) for call in doorbell.called]
+    assert called == [("gobii_email.look_for_copy", str(attempt.pk), "email.control")]
+
+    def refused() -> str:
+        with pytest.raises(NotPossible) as why:
+            ask_for_look(attempt.message)
+        return str(why.value)
+
+    monkeypatch.setattr(doorbell, "call", lambda calls: False)
+    assert "No worker" in refused()
+    assert look_for_copy(str(attempt.pk)) == "not found" and "a moment ago" in refused()
+    AgentEmailAccount.objects.update(imap_tested_fingerprint="")
+    assert "(IMAP)" in refused() and look_for_copy(str(attempt.pk)) == "not now"
+    scene.account.delete()
+    assert "removed" in refused()
+    type(attempt.message).objects.update(had_account=False)
+    assert "not sent from a mailbox" in refused()
+    OutboundMessageAttempt.objects.update(status="sent", due_at=None)
+    assert "not in doubt" in refused()
 
 
 @pytest.mark.parametrize("names_its_attempt", [True, False])
