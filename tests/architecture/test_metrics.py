@@ -148,6 +148,15 @@ def test_documents_name_every_metric_as_it_is() -> None:
     assert "docs/telemetry.md" not in stale.stderr
 
 
+def test_every_alert_is_shown_to_call_and_to_keep_quiet() -> None:
+    """What the unit tests of the rules cover; promtool, below, has them hold."""
+    seen: dict[str, set[bool]] = {rule["alert"]: set() for rule in ALERTS}
+    for test in yaml.safe_load((RULES.parent / "rules_test.yaml").read_text())["tests"]:
+        for case in test["alert_rule_test"]:
+            seen[case["alertname"]].add(bool(case["exp_alerts"]))
+    assert {name for name, found in seen.items() if found != {True, False}} == set()
+
+
 def promtool() -> str | None:
     """Installed, or as .ci/promtool unpacks it."""
     return shutil.which("promtool") or shutil.which(ROOT / "var" / "promtool")
