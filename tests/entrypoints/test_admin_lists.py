@@ -27,7 +27,7 @@ pytestmark = pytest.mark.django_db
 MOST_STATEMENTS = 12
 LISTS = [
     "persistentagentmessage", "outboundmessageattempt", "agentemailaccount", "persistentagentcommsendpoint",
-    "persistentagent", "connectiontest", "mailhost", "sendinglimit",
+    "persistentagent", "connectiontest", "mailhost", "sendinglimit", "receivedmail", "suppression",
 ]  # fmt: skip
 
 
@@ -48,6 +48,13 @@ def fill(count: int, start: int = 0) -> None:
         account.save()
         MailHost.objects.create(name=f"smtp{n}.example:587")
         ConnectionTest.objects.create(account=account, protocol="smtp", started_at=now, text=f"Test {n}")
+        Suppression.objects.create(
+            endpoint=endpoint, address=f"to{n}@rcpt.example", cause="by_hand", created_at=now
+        )
+        ReceivedMail.objects.create(
+            endpoint=endpoint, folder="INBOX", uid_validity=1, uid=n, size=1, from_address=endpoint.address,
+            raw=b"", stored_at=now - timedelta(minutes=count - n),
+        )  # fmt: skip
         message = PersistentAgentMessage.objects.create(
             from_endpoint=endpoint, from_address=endpoint.address, subject=f"Report no {n}.", body="Hi",
             rfc_message_id=f"<{n}@bench.example>",
@@ -155,14 +162,6 @@ def test_a_search_for_parts_looks_at_the_newest_and_leads_further_back(
     admin_client: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     fill(9)
-    for n, endpoint in enumerate(PersistentAgentCommsEndpoint.objects.filter(owner_agent__isnull=False)):
-        Suppression.objects.create(
-            endpoint=endpoint, address="x@rcpt.example", cause="by_hand", created_at=timezone.now()
-        )
-        ReceivedMail.objects.create(
-            endpoint=endpoint, folder="INBOX", uid_validity=1, uid=n, size=1, state="stored",
-            from_address=endpoint.address, stored_at=timezone.now() + timedelta(minutes=n),
-        )  # fmt: skip
     monkeypatch.setattr(newest, "SEARCHED", 4)
     found, address = [], f"{page(f'{name}_changelist')}?q=sender.example"
     while address:

@@ -109,6 +109,17 @@ def test_nobody_reaches_an_agent_that_listens_to_its_owner_alone(
     assert fetched(endpoint, From="Me <owner@PERSON.example>") == Fetch.WHOLE
 
 
+@pytest.mark.parametrize(
+    "entry", [{"allow_inbound": False}, {"is_active": False}, {"channel": "sms"}], ids=str
+)
+def test_an_entry_of_the_list_counts_for_mail_that_comes_in_while_it_is_in_force(
+    endpoint: PersistentAgentCommsEndpoint, entry: dict[str, Any]
+) -> None:
+    assert fetched(endpoint) == Fetch.WHOLE
+    CommsAllowlistEntry.objects.update(**entry)
+    assert fetched(endpoint) == Fetch.SKIP
+
+
 def test_it_costs_two_statements_at_most(
     endpoint: PersistentAgentCommsEndpoint, django_assert_max_num_queries: Any
 ) -> None:
