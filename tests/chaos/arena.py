@@ -32,7 +32,7 @@ class Database:
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
         """Asked again while the database is away."""
-        answer: list[list[tuple[Any, ...]]] = eventually(lambda: self._attempt(statement), seconds=30)
+        answer: list[list[tuple[Any, ...]]] = eventually(lambda: self._attempt(statement), seconds=120)
         return answer[0]
 
     def _attempt(self, statement: str) -> list[list[tuple[Any, ...]]]:

@@ -19,6 +19,7 @@ from tests.chaos.arena import PASSWORD, Arena, Database
 from tests.chaos.books import SETTLED, Rows
 
 LEASE_SECONDS = 3.0
+PATIENT = {f"GOBII_DEADLINE_{name}": "60s" for name in ("CONNECT", "STEP", "ENVELOPE")}
 WIDE_OPEN = {"per_minute": 1_000_000_000, "per_hour": 1_000_000_000, "per_day": 1_000_000_000}
 REUSING = WIDE_OPEN | {"max_connections": 8, "messages_per_connection": 20, "pool_ttl": 5}
 SINGLE = WIDE_OPEN | {"max_connections": 8, "messages_per_connection": 1}
@@ -131,7 +132,9 @@ class Plant(Arena):
             path = self.directory / f"account{number}.json"
             path.write_text(json.dumps(document))
             paths.append(str(path))
+        hurried, self.stack.env = self.stack.env, self.stack.env | PATIENT
         self.stack.python(_APPLY, input=json.dumps(paths))
+        self.stack.env = hurried
 
     def start_worker(
         self, *, threads: int | None = None, wait: bool = True, options: Sequence[str] = (), **env: str
@@ -179,7 +182,7 @@ class Plant(Arena):
         mine = [row for row in self.rows().attempts.values() if row["message_id"] == message_id]
         return [row["status"] for row in sorted(mine, key=lambda row: row["number"])]
 
-    def wait(self, message_id: str, *statuses: str, seconds: float = 40) -> str:
+    def wait(self, message_id: str, *statuses: str, seconds: float = 180) -> str:
         """The message's status, once it is one of `statuses`."""
         status = lambda: self.rows().messages[message_id]["status"]  # noqa: E731
         eventually(lambda: status() in statuses, seconds=seconds, every=0.2)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from gobii_email.testing.stack import Process
+from gobii_email.testing.stack import Process, eventually
 from tests.chaos.arena import Arena
 from tests.chaos.books import Books, balance
 from tests.chaos.faults import Fault
@@ -73,6 +73,7 @@ def run(
     began = time.monotonic()
     report = Report(Books())
     submitter = plant.submit(mails, per_second=per_second, seed=seed, big_share=big_share, plain=plain)
+    eventually(lambda: plant.submitted() or not submitter.is_running, seconds=120)
     chance = random.Random(seed)
     report.struck, report.missed = torment(
         plant, faults, submitter, chance, pause=pause, repeat=repeat, say=say

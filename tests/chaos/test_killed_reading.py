@@ -45,7 +45,7 @@ def run(environment: dict[str, str], *arguments: str) -> "subprocess.CompletedPr
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -73,8 +73,8 @@ def mails(count: int, what: str) -> list[dict[str, object]]:
 
 def all_sent(stack: Stack, server: ScriptedSmtpServer, ids: list[str], count: int) -> None:
     """Once the server has `count` mails, those of `ids` are written down as sent."""
-    eventually(lambda: len(server.messages) >= count, seconds=60)
-    eventually(lambda: set(stack.statuses(ids)) == {"sent"}, seconds=60, every=1)
+    eventually(lambda: len(server.messages) >= count, seconds=240)
+    eventually(lambda: set(stack.statuses(ids)) == {"sent"}, seconds=240, every=1)
 
 
 def received(server: ScriptedSmtpServer) -> Counter[str]:
@@ -89,13 +89,15 @@ def test_workers_replaced_under_load_neither_lose_double_nor_doubt(
     new = [stack.start_worker(4, wait=False) for _ in range(2)]
     for worker in old + new:
         worker.wait_for("worker.ready")
-    server.faults.delays["DATA"] = timedelta(milliseconds=300)
+    # So slow that there is mail left for as long as the old ones take to end.
+    server.faults.delays["DATA"] = timedelta(seconds=2)
     ids = stack.send(*mails(80, "rolled"))
     for worker in old:
         before = len(server.messages)
-        eventually(lambda before=before: len(server.messages) > before, seconds=30)
+        eventually(lambda before=before: len(server.messages) > before)
+        assert worker.stop(seconds=60) == 0
         assert len(server.messages) < 80
-        assert worker.stop(seconds=30) == 0
+    server.faults.delays.clear()
     all_sent(stack, server, ids, 80)
     assert set(received(server).values()) == {1} and len(server.messages) == 80
     further = stack.python(

@@ -7,6 +7,7 @@ the SMTP login give it: in Redis, the database, logs, spans, Celery's events and
 import base64
 import json
 import quopri
+import socket
 import sqlite3
 import ssl
 import threading
@@ -21,7 +22,6 @@ import redis
 from celery import Celery
 
 from gobii_email.testing.certificates import ThrowAwayAuthority
-from gobii_email.testing.processes import free_port
 from gobii_email.testing.smtp_server import RawServer, Script, ScriptedSmtpServer
 from gobii_email.testing.stack import Stack
 
@@ -138,9 +138,12 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
 
         started = {name: real(authority.good(), replies) for name, replies in REPLIES.items()}
         echo = servers.enter_context(RawServer(lambda script: echoes(script, authority.good())))
+        # Bound, so that nobody else listens there meanwhile either.
+        silent = servers.enter_context(socket.socket())
+        silent.bind(("127.0.0.1", 0))
         ports = {name: server.port for name, server in started.items()}
         ports |= {
-            "connect": free_port(),
+            "connect": silent.getsockname()[1],
             "tls": real(authority.self_signed(), {}).port,
             "ehlo": real(authority.good(), {"EHLO": "554 5.7.1 Go away"}).port,
             "echo": echo.port,
@@ -218,15 +221,15 @@ for stage, port in facts["ports"].items():
     )
 
 def tried(attempt):
-    return attempt.finished_at or attempt.stage or attempt.held_reason or attempt.error_code
+    is_over = attempt.status not in ("queued", "sending")
+    return is_over or attempt.held_reason or (attempt.status == "queued" and attempt.error_code)
 
 def first(message):
     return OutboundMessageAttempt.objects.get(message=message, number=1)
 
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + 120
 while not all(tried(first(message)) for message in messages.values()) and time.monotonic() < deadline:
     time.sleep(0.1)
-time.sleep(1)
 print(json.dumps({
     stage: [found.status, found.stage]
     for stage, found in ((stage, first(message)) for stage, message in messages.items())
@@ -297,7 +300,7 @@ class EventRecorder:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._thread.join(5)
+        self._thread.join(60)
 
     def _listen(self) -> None:
         with self._app.connection() as connection:

@@ -63,7 +63,7 @@ class World:
             return found if found["status"] == status else None
 
         try:
-            return eventually(probe, seconds=90, every=0.5)
+            return eventually(probe, seconds=240, every=0.5)
         except TimeoutError:
             raise AssertionError(self.status(message_id)) from None
 
@@ -146,7 +146,7 @@ def test_an_answer_arrives_once_in_its_thread(world: World) -> None:
         messages, states = json.loads(world.stack.python(code))
         return (messages, states) if len(states) == 2 and "stored" not in states else None
 
-    messages, states = eventually(both, seconds=90, every=0.5)
+    messages, states = eventually(both, seconds=240, every=0.5)
     assert messages == [[message_id, "Hi Anna", GRACE]]
     assert states == ["received", "skipped"]
 

@@ -113,7 +113,7 @@ def test_the_host_submits_and_our_worker_delivers(host: Host, server: ScriptedSm
     assert status(host, message_id) == "queued"
 
     worker = host.start_worker(concurrency=2)
-    (kept,) = server.wait_for(1, seconds=30)
+    (kept,) = server.wait_for(1, seconds=120)
     mail = message_from_bytes(kept.content, policy=policy.SMTP)
     assert (kept.sender, kept.recipients, kept.mechanism) == (
         "agent@sender.example",
@@ -136,7 +136,7 @@ def test_the_host_submits_while_redis_is_away_and_the_dispatcher_finds_the_mail(
     host.valkey.restart()
     worker = host.start_worker(concurrency=2)
     host.start_dispatcher()
-    server.wait_for(sent_before + 1, seconds=30)
+    server.wait_for(sent_before + 1, seconds=120)
     assert eventually(lambda: status(host, message_id) == "sent")
     assert worker.is_running
 

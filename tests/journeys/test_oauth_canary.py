@@ -75,7 +75,7 @@ def left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LeftBehind
             ]
             provider.expire()
             mail = ["--from", GOOD, "--to", "to@rcpt.example", "--subject", "x", "--body", "y"]
-            commands.append(stack.manage("email_send", *mail, "--wait", "30"))
+            commands.append(stack.manage("email_send", *mail, "--wait", "120"))
             places["redis"] = redis_content(stack.valkey.url)
             worker.stop()
             dispatcher.stop()

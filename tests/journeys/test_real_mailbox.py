@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -43,8 +42,7 @@ def provider(authority: ThrowAwayAuthority) -> Iterator[Provider]:
 
 
 @pytest.fixture(autouse=True)
-def opened(provider: Provider, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gobii_email.adapters.second_look.BRIEF", timedelta(seconds=1))
+def opened(provider: Provider, settings: Any) -> None:
     settings.BYO_EMAIL_ALLOWED_PORTS = {
         *provider.postfix.ports.values(),
         *provider.dovecot.ports.values(),
