@@ -135,7 +135,10 @@ def _note_late_answer(attempt: OutboundMessageAttempt, ending: Ending, now: date
     is_its_own = present.lease_token == attempt.lease_token
     is_in_doubt = is_its_own and present.status == AttemptStatus.IN_DOUBT
     if is_its_own and not is_in_doubt and present.reply and present.reply == outcome.reply.text:
-        return  # No late answer: this very one was committed, and only the confirmation was lost.
+        # No late answer: this very one was committed. Only the confirmation was lost, and with it the count.
+        reading, account = ending.judgement.reading, hold.account_of(attempt)
+        transaction.on_commit(partial(measure.ended, present, outcome, reading, account))
+        return
     logger.warning("attempt.late_answer", extra={"attempt_id": str(attempt.pk)})
     tell([event(attempt, "late_answer", f"A worker that had lost its lease reports: {said}", at=now)])
     if is_in_doubt:

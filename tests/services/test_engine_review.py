@@ -1,8 +1,10 @@
 """Rare meetings of workers, people and faults: what two of them do to the same mail at once."""
 
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ from gobii_email.models import (
     PersistentAgentMessage,
 )
 from gobii_email.models import queue as statements
-from gobii_email.models.queue import Work
+from gobii_email.models.queue import Acceptance, Work
 from gobii_email.ports import LeaseLost
 from gobii_email.services import account_turn, hold, intervene, settle, submit, write
 from gobii_email.services.deliver import deliver
@@ -32,6 +34,7 @@ from gobii_email.services.lease import Kept, Lease, LeaseKeeper
 from gobii_email.services.record import persist
 from gobii_email.testing.smtp_server import ScriptedSmtpServer
 from tests.conftest import RecordingDoorbell, live_until, row_of, taken
+from tests.services.measuring import Counted
 
 pytestmark = pytest.mark.django_db
 
@@ -141,6 +144,31 @@ def test_an_ending_whose_commit_was_not_confirmed_is_written_once(account: Agent
     report(attempt, ACCEPTED)
     assert "late_answer" not in message.events.values_list("event", flat=True)
     assert attempt.status == "sent"
+
+
+def test_an_ending_whose_commit_was_not_confirmed_is_counted(
+    account: AgentEmailAccount,
+    settings: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    django_capture_on_commit_callbacks: Any,
+) -> None:
+    counted = Counted(settings, tmp_path)
+    real, faults = statements.write_acceptances, [OperationalError("the answer to COMMIT was lost")]
+
+    def write(rows: Sequence[Acceptance]) -> set[uuid.UUID]:
+        written = real(rows)
+        if faults:
+            raise faults.pop()
+        return written
+
+    monkeypatch.setattr(statements, "write_acceptances", write)
+    message = send(to="a@rcpt.example")
+    with django_capture_on_commit_callbacks(execute=True):
+        deliver(str(message.attempts.get().pk), owner="worker-1")
+    assert fresh(message).latest_status == "sent" and not faults
+    assert counted.of("gobii_email_attempts_total", outcome="sent") == 1
+    counted.begin_anew()
 
 
 def test_an_ending_written_at_the_second_try_is_complete(
