@@ -114,14 +114,16 @@ def test_an_agent_that_changes_hands_takes_its_mail_along(ada: Owner, bob: Owner
     assert bob.client.get(address).status_code == 200
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name.startswith(("account_", "message_do"))])
+@pytest.mark.parametrize(
+    "name", [name for name in ALL if name.startswith(("account_", "message_do", "add_"))]
+)
 def test_acts_need_post_and_a_token(name: str, ada: Owner) -> None:
     message = ada.message()
     client = Client(enforce_csrf_checks=True)
     client.force_login(ada.user)
     address = address_of(name, message.pk, ada.account.pk)
     assert client.post(address).status_code == 403
-    if name != "account_delete":
+    if name not in {"account_delete", "add_found"}:
         assert client.get(address).status_code == 405
     assert PersistentAgentMessage.objects.get(pk=message.pk).latest_status == "queued"
     assert AgentEmailAccount.objects.get(pk=ada.account.pk).state == "active"

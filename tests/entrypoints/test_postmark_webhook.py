@@ -5,6 +5,7 @@ from base64 import b64encode
 from typing import Any
 
 import pytest
+from django.db import OperationalError
 from django.test import Client
 from django.utils import timezone
 
@@ -134,6 +135,19 @@ def test_an_unknown_id_is_answered_politely(db: None, caplog: pytest.LogCaptureF
 def test_a_report_that_comes_too_early_is_asked_for_again(attempt: OutboundMessageAttempt) -> None:
     OutboundMessageAttempt.objects.filter(pk=attempt.pk).update(status="sending")
     assert post(delivery(attempt)).status_code == 503
+
+
+def test_a_report_that_could_not_be_written_down_is_asked_for_again(
+    attempt: OutboundMessageAttempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OperationalError("the database is away")
+
+    with monkeypatch.context() as away:
+        away.setattr("gobii_email.services.track.prove", broken)
+        assert post(bounce(attempt)).status_code == 500
+    assert status_of(attempt) == "sent"
+    assert post(bounce(attempt)).status_code == 200 and status_of(attempt) == "failed"
 
 
 @pytest.mark.parametrize("configured", ["", " ", "\n", ":", "user", "user:"])
