@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from gobii_email.services.prove import StillSending
 from gobii_email.services.settle import settle
 from gobii_email.signals import recipient_bounced, recipient_complained
 from tests.conftest import RecordingDoorbell, row_of, taken
+from tests.services.measuring import Counted
 from tests.services.returned import (
     SENDER,
     TAKEN,
@@ -68,6 +70,17 @@ def test_a_failure_ends_the_attempt_by_each_id(by: str) -> None:
     assert "User unknown" in row.error_message
     mail.refresh_from_db()
     assert mail.about_id == attempt.pk
+
+
+def test_a_report_is_counted_by_its_kind_where_it_fits_a_mail(settings: Any, tmp_path: Path) -> None:
+    counted = Counted(settings, tmp_path)
+    attempt = sent()
+    assert told(report(attempt))
+    assert told(complaint(attempt))
+    assert not told(report(attempt, by="message", message_id="<nobody@x.example>"))
+    kinds = {kind: counted.of("gobii_email_bounces_total", kind=kind) for kind in ("dsn-failed", "arf")}
+    assert kinds == {"dsn-failed": 1, "arf": 1} and counted.of("gobii_email_bounces_total") == 2
+    counted.begin_anew()
 
 
 def test_the_timeline_tells_where_it_was_read_and_how_sure_that_is() -> None:

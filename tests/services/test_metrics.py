@@ -10,6 +10,7 @@ import pytest
 from django.utils import timezone
 
 from gobii_email import api, metrics
+from gobii_email.adapters.redis_limiter import RedisLimiter
 from gobii_email.domain.lifecycle import Move, Provider
 from gobii_email.domain.outcomes import Cause, Lost
 from gobii_email.domain.smtp_replies import Stage
@@ -23,7 +24,8 @@ from gobii_email.models import (
     PersistentAgentMessage,
     Suspension,
 )
-from gobii_email.services import expose, overview
+from gobii_email.ports import LimiterUnavailable
+from gobii_email.services import attend, expose, overview
 from gobii_email.services import poll as poll_service
 from gobii_email.services.browse import Whose
 from gobii_email.services.deliver import deliver
@@ -279,6 +281,44 @@ def test_mailboxes_that_are_late_are_told_but_not_those_that_are_held(
     assert 540 <= shown["gobii_email_mailbox_overdue_seconds"][""] < 600
     Mailbox.objects.update(hold_code="auth_needed")
     assert counted.shown()["gobii_email_mailboxes_overdue"][""] == 0
+
+
+def test_turns_that_redis_does_not_let_begin_are_counted(
+    account: AgentEmailAccount,
+    counted: Counted,
+    deliver_now: Deliver,
+    limiter: RedisLimiter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def away(*_: object) -> Any:
+        raise LimiterUnavailable("gone")
+
+    monkeypatch.setattr(limiter, "admit", away)
+    send()
+    assert deliver_now() == ["postponed"]
+    assert counted.of("gobii_email_limiter_unavailable_total") == 1
+
+
+def test_mail_that_nothing_holds_is_told_by_its_age(account: AgentEmailAccount, counted: Counted) -> None:
+    send()
+    OutboundMessageAttempt.objects.update(due_at=timezone.now() - timedelta(minutes=7))
+    assert 420 <= counted.shown()["gobii_email_oldest_ready_seconds"][""] < 430
+    until = timezone.now() + timedelta(minutes=5)
+    Lane.objects.create(endpoint=account.endpoint, code="rate_limit", reason="x", look_at=until)
+    assert counted.shown()["gobii_email_oldest_ready_seconds"][""] == 0
+
+
+def test_the_last_round_and_tick_are_told_while_they_are_known(
+    counted: Counted, db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = timezone.now()
+    seen = {"gobii_email_dispatcher_seen_seconds": 40, "gobii_email_beat_tick_seconds": 70}
+    for (name, seconds), whose in zip(seen.items(), ("dispatchers", "ticks"), strict=True):
+        rows = {"one": ("", now - timedelta(seconds=seconds)), "older": ("", now - timedelta(hours=1))}
+        monkeypatch.setattr(attend, whose, lambda rows=rows: rows)
+        assert seconds <= counted.shown()[name][""] < seconds + 10
+        monkeypatch.setattr(attend, whose, dict)
+        assert name not in counted.shown()
 
 
 @pytest.mark.usefixtures("real_switches")

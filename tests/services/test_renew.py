@@ -5,6 +5,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ from gobii_email.testing.smtp_server import ScriptedSmtpServer
 from gobii_email.testing.valkey import EmbeddedValkey
 from tests.conftest import RecordingDoorbell
 from tests.oauth import ADDRESS, registered, sign_in, switch_on, unconnected
+from tests.services.measuring import Counted
 
 pytestmark = pytest.mark.django_db
 
@@ -118,6 +120,24 @@ def look_now() -> None:
 
 
 # When a token is renewed
+
+
+def test_renewals_are_counted_by_what_came_of_them(
+    account: AgentEmailAccount, google: LocalOAuthProvider, settings: Any, tmp_path: Path
+) -> None:
+    counted = Counted(settings, tmp_path)
+    ends_in(minutes=4)
+    access_token(account)
+    google.faults.answers["/token"] = [error("invalid_grant")]
+    ends_in(minutes=4)
+    with pytest.raises(ReconnectNeeded):
+        access_token(account)
+    found = {
+        outcome: counted.of("gobii_email_oauth_refreshes_total", provider="google", outcome=outcome)
+        for outcome in ("granted", "owner")
+    }
+    assert found == {"granted": 1, "owner": 1}
+    counted.begin_anew()
 
 
 def test_a_token_is_renewed_five_minutes_before_its_end(
