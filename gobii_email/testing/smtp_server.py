@@ -384,6 +384,7 @@ class Script:
     def __init__(self, connection: socket.socket, stopping: threading.Event) -> None:
         self.connection = connection
         self.heard = bytearray()
+        self.said = bytearray()
         self._stopping = stopping
         self._unread = bytearray()
 
@@ -393,6 +394,7 @@ class Script:
 
     def write(self, data: bytes) -> None:
         self.connection.sendall(data)
+        self.said += data
 
     def drip(self, data: bytes, *, every: float) -> None:
         for byte in data:

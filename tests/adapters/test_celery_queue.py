@@ -22,7 +22,10 @@ def doorbell(url: str) -> CeleryDoorbell:
     return CeleryDoorbell(url, url, hint_lifetime=timedelta(seconds=60), breaker_pause=timedelta(seconds=60))
 
 
-def test_a_call_stands_in_its_own_queue_with_the_id_alone(broker: EmbeddedValkey) -> None:
+def test_a_call_stands_in_its_own_queue_with_the_id_alone(
+    broker: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gobii_email.adapters.celery_queue.PATIENCE", timedelta(seconds=60))
     assert doorbell(broker.url).call([Call("gobii_email.poll_mailbox", "a-1", INBOUND_QUEUE)])
     with Connection(broker.url) as link, link.channel() as channel:
         assert channel.client.llen(SEND_QUEUE) == 0

@@ -65,7 +65,7 @@ def policy(*addresses: str, allowed: Sequence[str] = (), ports: Sequence[int] = 
     )
 
 
-def soon(seconds: float = 3) -> Deadline:
+def soon(seconds: float = 60) -> Deadline:
     return Deadline(timedelta(seconds=seconds))
 
 
@@ -255,7 +255,7 @@ def test_a_resolver_that_hangs_costs_no_more_than_the_deadline() -> None:
     released = threading.Event()
 
     def resolver(_host: str, _port: int) -> Sequence[str]:
-        released.wait(30)
+        released.wait(60)
         return ["93.184.216.34"]
 
     began = time.monotonic()
@@ -263,7 +263,7 @@ def test_a_resolver_that_hangs_costs_no_more_than_the_deadline() -> None:
         resolve_and_vet("mail.example", 587, DialPolicy((), frozenset({587}), resolver), soon(0.2))
     released.set()
     assert caught.value.cause is Cause.DNS_FAILED
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_the_system_knows_the_loopback_by_name() -> None:
@@ -387,10 +387,12 @@ def test_an_address_that_does_not_answer_costs_no_more_than_the_deadline() -> No
             filler.close()
     assert caught.value.cause is Cause.TIMEOUT
     assert "0.3 seconds" in caught.value.text
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
-def test_a_deadline_lies_never_beyond_that_of_the_whole() -> None:
+def test_a_deadline_lies_never_beyond_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     whole = Deadline(timedelta(seconds=1))
     assert Deadline(timedelta(seconds=60), within=whole).seconds_left() <= 1
     assert Deadline(timedelta(milliseconds=1), within=whole).seconds_left() <= 0.001

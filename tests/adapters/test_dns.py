@@ -13,7 +13,7 @@ from gobii_email.testing.dns_server import StubDnsServer, garbage, in_the_name_o
 
 DOMAIN = "shop.example"
 SENDING = f"_submissions._tcp.{DOMAIN}"
-ANSWERED, HURRIED = timedelta(seconds=10), timedelta(seconds=0.4)
+ANSWERED, BRIEFLY, HURRIED = timedelta(seconds=60), timedelta(seconds=3), timedelta(seconds=0.4)
 
 
 def inquiry(server, deadline=ANSWERED, policy=None):
@@ -52,7 +52,7 @@ def test_names_that_do_not_exist_are_an_answer():
 
 @pytest.mark.parametrize(
     ("fault", "deadline"),
-    [(servfail, ANSWERED), (silence, HURRIED), (garbage, HURRIED)],
+    [(servfail, ANSWERED), (silence, BRIEFLY), (garbage, BRIEFLY)],
     ids=["servfail", "silence", "garbage"],
 )
 def test_what_is_answered_is_told_although_other_questions_are_not(fault, deadline):
@@ -81,7 +81,7 @@ def test_a_truncated_answer_is_asked_for_again_over_tcp():
     targets = [f"{n} 0 465 a-rather-long-name-of-a-server-{n:02}.example." for n in range(40)]
     with StubDnsServer({SENDING: {"SRV": targets}}) as server:
         _, services = inquiry(server).exchangers_and_services(DOMAIN)
-        assert server.over_tcp == [SENDING]
+        assert set(server.over_tcp) == {SENDING}
     assert [record.priority for record in services] == list(range(16))
 
 
@@ -187,7 +187,7 @@ def test_questions_are_asked_at_once():
         waiting.add(question.question[0].name)
         if len(waiting) == 5:
             all_there.set()
-        met.append(all_there.wait(1.5))
+        met.append(all_there.wait(30))
         return servfail(question)
 
     names = [
@@ -196,7 +196,7 @@ def test_questions_are_asked_at_once():
     ]
     with StubDnsServer(faults=dict.fromkeys(names, meets)) as server:
         inquiry(server).exchangers_and_services(DOMAIN)
-    assert met == [True] * 5
+    assert len(met) >= 5 and all(met), "what is late is asked for again"
 
 
 def test_a_domain_too_long_for_its_services_has_none():

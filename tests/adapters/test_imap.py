@@ -26,8 +26,9 @@ OPEN = {"security": Security.NONE}
 
 
 def quick(seconds: float = 0.5, **others: float) -> ImapDeadlines:
+    others = {"blocked": 0.5, **others}
     spans: dict[str, Any] = {name: timedelta(seconds=others.get(name, seconds)) for name in SPANS}
-    return replace(ImapDeadlines(), probe=timedelta(seconds=others.get("probe", 10)), **spans)
+    return replace(ImapDeadlines(), probe=timedelta(seconds=others.get("probe", 120)), **spans)
 
 
 def server_at(port: int, user: str = "anna", **settings: Any) -> ImapServer:
@@ -35,11 +36,11 @@ def server_at(port: int, user: str = "anna", **settings: Any) -> ImapServer:
     return replace(made, **settings)
 
 
-def mailboxes(port: int, seconds: float = 5, **others: float) -> ImapMailboxes:
+def mailboxes(port: int, seconds: float = 60, **others: float) -> ImapMailboxes:
     return ImapMailboxes(loopback_policy(port), quick(seconds, **others))
 
 
-def probe(port: int, seconds: float = 5, user: str = "anna", **settings: Any) -> Probe:
+def probe(port: int, seconds: float = 60, user: str = "anna", **settings: Any) -> Probe:
     return mailboxes(port, seconds).probe(server_at(port, user, **settings))
 
 
@@ -106,13 +107,16 @@ def test_the_mailbox_stays_open_for_who_looks_for_a_mail(authority: ThrowAwayAut
             assert (folder.messages, folder.uid_next) == (2, 3)
             assert mailbox.find("<mine@x>") == [2]
         assert (
-            mailboxes(server.port).await_mail(server_at(server.port), "<mine@x>", timedelta(seconds=5)) == 2
+            mailboxes(server.port).await_mail(server_at(server.port), "<mine@x>", timedelta(seconds=60)) == 2
         )
 
 
-def test_a_mail_that_never_comes_is_not_waited_for_beyond_its_span(authority: ThrowAwayAuthority) -> None:
+def test_a_mail_that_never_comes_is_not_waited_for_beyond_its_span(
+    authority: ThrowAwayAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gobii_email.adapters.imap.LONGEST_LOOK_SECONDS", 0.25)
     with ScriptedImapServer(tls=authority.good(), users=USERS) as server:
-        span = timedelta(seconds=0.6)
+        span = timedelta(seconds=3)
         assert mailboxes(server.port).await_mail(server_at(server.port), "<mine@x>", span) is None
     assert server.heard.count(b"SEARCH") >= 2
 
@@ -230,7 +234,7 @@ def test_tls_where_the_server_begins_in_clear_names_starttls(authority: ThrowAwa
 
 def test_silence_where_tls_is_expected_names_ssl(authority: ThrowAwayAuthority) -> None:
     with ScriptedImapServer(tls=authority.good(), users=USERS) as server:
-        found = probe(server.port, 0.6, security=Security.STARTTLS)
+        found = probe(server.port, 2, security=Security.STARTTLS)
     assert failed(found).id == "greeting" and "set security to SSL/TLS" in failed(found).advice
     assert found.failure is not None and found.failure.finding.is_lasting
 
@@ -308,7 +312,8 @@ def test_a_hostile_server_ends_the_test_at_its_step(
     play: Callable[[Script], object], step: str, advice: str
 ) -> None:
     with RawServer(play) as server:
-        found = probe(server.port, 0.8, security=Security.NONE)
+        seconds = 2 if advice == "does not answer in time" else 60
+        found = probe(server.port, seconds, security=Security.NONE)
     assert failed(found).id == step, found.steps
     assert advice in failed(found).advice
     after = [taken.status for taken in found.steps[found.steps.index(failed(found)) + 1 :]]
@@ -326,14 +331,14 @@ def test_a_test_has_one_budget_for_all_its_steps() -> None:
 
     with RawServer(slow) as server:
         began = time.monotonic()
-        found = mailboxes(server.port, 5, probe=1.0).probe(server_at(server.port, **OPEN))
-        assert time.monotonic() - began < 4
+        found = mailboxes(server.port, probe=1.0).probe(server_at(server.port, **OPEN))
+        assert time.monotonic() - began < 30
     assert found.failure is not None and found.failure.lost is not None
 
 
 def test_a_slow_greeting_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gobii_email.adapters.probe.SLOW_GREETING_SECONDS", 0.1)
-    with RawServer(lambda it: (it.wait(0.2), it.say(b"* OK at last"), it.hang())) as server:
+    monkeypatch.setattr("gobii_email.adapters.probe.SLOW_GREETING_SECONDS", 0.01)
+    with RawServer(lambda it: (it.wait(1), it.say(b"* OK at last"), it.hang())) as server:
         found = mailboxes(server.port).probe(server_at(server.port, **OPEN), until="greeting")
     assert found.is_ok and step_of(found, "greeting").status is StepStatus.WARN
 

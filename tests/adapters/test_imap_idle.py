@@ -22,7 +22,7 @@ from gobii_email.testing.stack import eventually
 from tests.adapters.conftest import loopback_policy
 
 PASSWORD = "S3cret"
-SPANS = IdleSpans(open=timedelta(seconds=5), answer=timedelta(seconds=5))
+SPANS = IdleSpans(open=timedelta(seconds=60), answer=timedelta(seconds=60))
 FAR = 3600.0
 
 
@@ -37,7 +37,7 @@ class Notes:
         self.lost.put((key, why))
 
     def why_lost(self) -> NotWatched:
-        return self.lost.get(timeout=10)[1]
+        return self.lost.get(timeout=60)[1]
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def test_new_mail_is_news_and_nothing_else_is(server: ScriptedImapServer) -> Non
         server.announce(b"* OK Still here\r\n* 2 EXISTS\r\n* 1 RECENT\r\n* 1 FETCH (FLAGS (\\Seen))\r\n")
         server.announce(b"* 1 EXPUNGE\r\n")
         server.announce(b"* 2 EXISTS\r\n")
-        assert notes.news.get(timeout=10) == "anna"
+        assert notes.news.get(timeout=60) == "anna"
         assert notes.news.empty() and notes.lost.empty()
     eventually(lambda: b"DONE\r\nBYE LOGOUT" in server.heard)
     assert b"SELECT" not in server.heard and b"FETCH" not in server.heard
@@ -93,7 +93,7 @@ def test_one_thread_waits_on_many_and_each_is_told_apart(server: ScriptedImapSer
             watch(loop, server.port, f"box{number}")
         eventually(lambda: server.waiting == 20)
         server.deliver(b"hello")
-        assert {notes.news.get(timeout=10) for _ in range(20)} == {f"box{n}" for n in range(20)}
+        assert {notes.news.get(timeout=60) for _ in range(20)} == {f"box{n}" for n in range(20)}
         loop.drop(["box3"])
         eventually(lambda: server.waiting == 19)
         assert len(loop) == 19
@@ -102,9 +102,15 @@ def test_one_thread_waits_on_many_and_each_is_told_apart(server: ScriptedImapSer
 def test_idle_is_begun_anew_before_a_server_grows_tired_of_it(server: ScriptedImapServer) -> None:
     with a_loop() as (loop, notes):
         watch(loop, server.port, spans=replace(SPANS, reissue=timedelta(milliseconds=50)))
-        eventually(lambda: b"IDLE3 IDLE" in server.heard, seconds=20)
-        server.deliver(b"hello")
-        assert notes.news.get(timeout=10) == "anna"
+        eventually(lambda: b"IDLE3 IDLE" in server.heard)
+
+        def told() -> bool:
+            """Whoever is between two IDLE does not hear what is said then."""
+            server.deliver(b"hello")
+            return not notes.news.empty()
+
+        eventually(told)
+        assert notes.news.get() == "anna"
         assert notes.lost.empty()
     assert server.heard.index(b"IDLE1 IDLE\r\nDONE\r\nIDLE2 IDLE\r\nDONE\r\nIDLE3 IDLE") > 0
 
@@ -116,7 +122,7 @@ def test_half_a_line_waits_for_its_other_half(server: ScriptedImapServer) -> Non
         for part in (b"* 1 EX", b"IS", b"TS\r", b"\n"):
             assert notes.news.empty()
             server.announce(part)
-        assert notes.news.get(timeout=10) == "anna"
+        assert notes.news.get(timeout=60) == "anna"
 
 
 ENDINGS = {
@@ -143,16 +149,16 @@ def test_a_bad_server_loses_its_own_connection_and_no_other(
             assert (why.category, why.is_lasting) == (category, False) and text in why.text
             assert len(loop) == 1
             good.deliver(b"hello")
-            assert notes.news.get(timeout=10) == "good"
+            assert notes.news.get(timeout=60) == "good"
 
 
 def test_what_was_lost_is_not_looked_at_again(server: ScriptedImapServer) -> None:
     with a_loop() as (loop, notes):
         watch(loop, server.port)
         eventually(lambda: server.waiting)
-        before = time.process_time()
         server.announce(b"")
         notes.why_lost()
+        before = time.process_time()
         time.sleep(0.5)
         assert time.process_time() - before < 0.3, "it spins"
         assert notes.lost.empty() and len(loop) == 0
@@ -196,8 +202,8 @@ def test_a_connection_ends_with_its_lease_whoever_is_asleep(server: ScriptedImap
 # Opening
 
 
-def opened(port: int, **settings: Any) -> NotWatched:
-    spans = replace(SPANS, open=timedelta(milliseconds=500))
+def opened(port: int, seconds: float = 60, **settings: Any) -> NotWatched:
+    spans = replace(SPANS, open=timedelta(seconds=seconds))
     with pytest.raises(NotWatched) as caught:
         idle(port, spans).open(server_at(port, **settings))
     assert PASSWORD not in caught.value.text
@@ -231,7 +237,7 @@ def test_what_keeps_a_mailbox_from_being_opened_is_named(
     is_lasting: bool,
 ) -> None:
     server.faults = ImapFaults(**faults)
-    why = opened(server.port, **settings)
+    why = opened(server.port, 0.5 if category == "timeout" else 60, **settings)
     assert (why.category, why.is_lasting) == (category, is_lasting)
 
 
@@ -243,8 +249,8 @@ def test_what_keeps_a_mailbox_from_being_opened_is_named(
 def test_opening_is_bounded_as_a_whole(script: Callable[[Script], object]) -> None:
     with RawServer(script) as raw:
         began = time.monotonic()
-        why = opened(raw.port, security=Security.NONE)
-    assert why.category == "timeout" and time.monotonic() - began < 5
+        why = opened(raw.port, 0.5, security=Security.NONE)
+    assert why.category == "timeout" and time.monotonic() - began < 30
 
 
 def test_a_certificate_that_nobody_vouches_for_is_not_spoken_to(

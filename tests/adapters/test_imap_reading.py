@@ -22,7 +22,7 @@ MAIL = b"From: a@rcpt.example\r\nSubject: One\r\n\r\nBody\r\n"
 MOST = 100_000
 
 
-def mailboxes(port: int, seconds: float = 5) -> ImapMailboxes:
+def mailboxes(port: int, seconds: float = 60) -> ImapMailboxes:
     span = timedelta(seconds=seconds)
     spans = dict.fromkeys(("connect", "greeting", "tls", "command", "body", "open"), span)
     return ImapMailboxes(loopback_policy(port), replace(ImapDeadlines(), **spans))
@@ -120,13 +120,13 @@ def test_the_next_visit_takes_up_the_tls_session_and_a_test_does_not(server: Scr
 # Servers that try to hold a reader up, or to fool it
 
 
-def failure_of(act: Callable[[ImapFolder], object], *answers: bytes, seconds: float = 1) -> MailboxFailure:
+def failure_of(act: Callable[[ImapFolder], object], *answers: bytes, seconds: float = 60) -> MailboxFailure:
     """How `act` in a folder ends that is opened on a server which then says `answers`."""
     return unreadable(act, [*SIGNED_IN, EXAMINED, *answers], seconds).failure
 
 
 def unreadable(
-    act: Callable[[ImapFolder], object], answers: Sequence[bytes], seconds: float = 1
+    act: Callable[[ImapFolder], object], answers: Sequence[bytes], seconds: float = 60
 ) -> MailboxUnreadable:
     with RawServer(greets_and(*answers)) as server:
         opened = mailboxes(server.port, seconds).open_folder(server_at(server.port, security=Security.NONE))
@@ -170,7 +170,7 @@ HOSTILE: dict[str, tuple[Callable[[ImapFolder], object], bytes, str]] = {
 def test_a_hostile_answer_ends_the_visit_within_its_bounds(
     act: Callable[[ImapFolder], object], answer: bytes, text: str
 ) -> None:
-    found = failure_of(act, answer, seconds=1 if text == TOO_SLOW else 30)
+    found = failure_of(act, answer, seconds=3 if text == TOO_SLOW else 60)
     assert text in found.text and found.hold is None
 
 

@@ -37,7 +37,7 @@ def server(authority: ThrowAwayAuthority) -> Iterator[ScriptedImapServer]:
 
 
 def folders(server: ScriptedImapServer) -> ImapSentFolders:
-    return ImapSentFolders(loopback_policy(server.port), quick(5))
+    return ImapSentFolders(loopback_policy(server.port), quick(60))
 
 
 def at(server: ScriptedImapServer) -> ImapServer:
@@ -183,7 +183,7 @@ def test_every_folder_has_to_be_seen(server: ScriptedImapServer) -> None:
 
 
 def test_a_host_that_may_not_be_dialled_is_not_told(server: ScriptedImapServer) -> None:
-    made = ImapSentFolders(loopback_policy(1), quick(5))
+    made = ImapSentFolders(loopback_policy(1), quick(60))
     with pytest.raises(LookFailed) as raised, made.open(at(server)):
         pass
     assert "127.0.0.1" not in raised.value.text

@@ -40,7 +40,7 @@ def provider(running: LocalOAuthProvider) -> LocalOAuthProvider:
 
 
 def client(
-    provider: LocalOAuthProvider, service: OAuthService = GOOGLE, *, seconds: float = 5, **values: Any
+    provider: LocalOAuthProvider, service: OAuthService = GOOGLE, *, seconds: float = 60, **values: Any
 ) -> OAuthProvider:
     at = Endpoints(
         authorize=f"{provider.url}/authorize",
@@ -268,7 +268,7 @@ def test_an_answer_without_tokens_is_a_value_that_says_whose_turn_it_is(
     provider: LocalOAuthProvider, answer: Answer, reason: Reason, code: str
 ) -> None:
     provider.faults.answers["/token"] = [answer]
-    found = denied(client(provider, seconds=1).refresh(Secret("r3fresh"), ""))
+    found = denied(client(provider, seconds=3 if answer.drip else 60).refresh(Secret("r3fresh"), ""))
     assert (found.reason, found.error) == (reason, code)
     assert "Google" in found.text and "script" not in found.text
 

@@ -334,7 +334,7 @@ def _drip(handler: BaseHTTPRequestHandler) -> None:
 
 
 def _say_nothing(handler: BaseHTTPRequestHandler) -> None:
-    handler.connection.settimeout(10)
+    handler.connection.settimeout(60)
     try:
         handler.connection.recv(1)
     except OSError:
@@ -356,7 +356,7 @@ def test_a_server_that_never_finishes_is_left_in_doubt_within_the_bound(
     outcome = send(api, total=timedelta(seconds=0.5))
     assert isinstance(outcome, Lost)
     assert (outcome.stage, outcome.cause, outcome.is_marked) == (Stage.DOT, cause, True)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("lost_at", ["connect", "mark"])

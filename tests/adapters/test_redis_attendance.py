@@ -12,6 +12,12 @@ from gobii_email.ports import AttendanceUnknown
 from gobii_email.testing.valkey import EmbeddedValkey
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine's answers are waited for."""
+    monkeypatch.setattr("gobii_email.adapters.redis_attendance.PATIENCE", timedelta(seconds=60))
+
+
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[EmbeddedValkey]:
     with EmbeddedValkey() as server:

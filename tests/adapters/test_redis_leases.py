@@ -14,6 +14,12 @@ from gobii_email.testing.valkey import EmbeddedValkey
 LONG = timedelta(seconds=60)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine's answers are waited for."""
+    monkeypatch.setattr("gobii_email.adapters.redis_leases.PATIENCE", timedelta(seconds=60))
+
+
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[EmbeddedValkey]:
     with EmbeddedValkey() as server:

@@ -74,7 +74,7 @@ def time() -> Time:
 
 @pytest.fixture
 def limits(url: str, time: Time) -> RedisLimiter:
-    return RedisLimiter(url, patience=5 * SECOND, clock=time)
+    return RedisLimiter(url, patience=MINUTE, clock=time)
 
 
 def account(
@@ -516,7 +516,7 @@ class Traffic:
 def test_never_above_the_limit_whatever_lanes_do(valkey: EmbeddedValkey, seed: int) -> None:
     redis.Redis.from_url(valkey.url).flushdb()
     time = Time()
-    limits = RedisLimiter(valkey.url, clock=time)
+    limits = RedisLimiter(valkey.url, patience=MINUTE, clock=time)
     limit = 3 + seed % 5
     scopes = known(limits, account(minute=limit, hour=9 * limit, connections=2))
     traffic = Traffic(limits, time, scopes, seed)
@@ -532,7 +532,7 @@ def test_a_backlog_uses_nearly_all_of_the_limit(valkey: EmbeddedValkey, limit: i
     """Each mail takes an odd time, so entries of a window are merged in every way."""
     redis.Redis.from_url(valkey.url).flushdb()
     time, log = Time(), Log()
-    limits = RedisLimiter(valkey.url, clock=time)
+    limits = RedisLimiter(valkey.url, patience=MINUTE, clock=time)
     scopes = known(limits, account(minute=limit))
     limits.enter("lane", scopes, lease=timedelta(days=1))
     minutes = 5 if limit < 1000 else 3
@@ -552,7 +552,7 @@ def test_a_backlog_uses_nearly_all_of_the_limit(valkey: EmbeddedValkey, limit: i
 def test_a_window_never_holds_more_than_a_thousand_entries(valkey: EmbeddedValkey) -> None:
     redis.Redis.from_url(valkey.url).flushdb()
     time = Time()
-    limits = RedisLimiter(valkey.url, clock=time)
+    limits = RedisLimiter(valkey.url, patience=MINUTE, clock=time)
     scopes = known(limits, account(minute=10**6))
     limits.enter("lane", scopes, lease=timedelta(days=1))
     for _ in range(3000):
@@ -563,7 +563,7 @@ def test_a_window_never_holds_more_than_a_thousand_entries(valkey: EmbeddedValke
 
 def test_many_at_once_get_no_more_than_there_is(valkey: EmbeddedValkey) -> None:
     redis.Redis.from_url(valkey.url).flushdb()
-    limits = RedisLimiter(valkey.url, patience=5 * SECOND)
+    limits = RedisLimiter(valkey.url, patience=MINUTE)
     scopes = known(limits, account(minute=100, connections=4), host(minute=80))
     granted: list[int] = []
     most_lanes: list[int] = []
@@ -590,7 +590,7 @@ def run_all(acts: list[Callable[[], None]]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=120)
     assert not any(thread.is_alive() for thread in threads)
 
 
@@ -599,7 +599,7 @@ def run_all(acts: list[Callable[[], None]]) -> None:
 
 def test_the_servers_clock_counts_where_none_is_given(valkey: EmbeddedValkey) -> None:
     redis.Redis.from_url(valkey.url).flushdb()
-    limits = RedisLimiter(valkey.url)
+    limits = RedisLimiter(valkey.url, patience=MINUTE)
     scopes = known(limits, account(minute=1))
     limits.enter("lane", scopes, lease=LEASE)
     before = datetime.now(UTC)
@@ -609,7 +609,7 @@ def test_the_servers_clock_counts_where_none_is_given(valkey: EmbeddedValkey) ->
 
 
 def test_a_script_that_redis_lost_is_given_again(valkey: EmbeddedValkey) -> None:
-    limits = RedisLimiter(valkey.url)
+    limits = RedisLimiter(valkey.url, patience=MINUTE)
     scopes = known(limits, account(minute=1))
     redis.Redis.from_url(valkey.url).script_flush()
     assert limits.usage(scopes[0]) is not None
@@ -618,13 +618,14 @@ def test_a_script_that_redis_lost_is_given_again(valkey: EmbeddedValkey) -> None
 def test_a_redis_that_is_away_or_frozen_is_said_to_be_unavailable(valkey: EmbeddedValkey) -> None:
     scopes = [account(minute=1)]
     with EmbeddedValkey() as own:
+        known(RedisLimiter(own.url, patience=MINUTE), *scopes)
         limits = RedisLimiter(own.url, patience=SECOND / 5)
-        known(limits, *scopes)
         own.freeze()
         with pytest.raises(LimiterUnavailable):
             limits.enter("lane", scopes, lease=LEASE)
         own.thaw()
-        assert isinstance(limits.enter("lane", scopes, lease=LEASE), Entered)
+        patient = RedisLimiter(own.url, patience=MINUTE)
+        assert isinstance(patient.enter("lane", scopes, lease=LEASE), Entered)
     calls: list[Callable[[], object]] = [
         lambda: limits.enter("lane", scopes, lease=LEASE),
         lambda: limits.room("lane", scopes),

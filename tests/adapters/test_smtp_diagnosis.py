@@ -36,7 +36,7 @@ from tests.adapters.conftest import (
 SENDER = "anna@sender.example"
 
 
-def probe(port: int, seconds: float = 5, **settings: Any) -> Probe:
+def probe(port: int, seconds: float = 60, **settings: Any) -> Probe:
     options = {name: settings.pop(name) for name in ("until", "on_line", "on_step") if name in settings}
     transport = transport_to(port, quick_deadlines(seconds))
     return transport.probe(account(port, **settings), SENDER, recipient=SENDER, **options)
@@ -336,7 +336,7 @@ def test_a_sender_that_is_not_the_logins_own_is_told(server: ScriptedSmtpServer)
 def at(resolver: Callable[[str, int], Sequence[str]], port: int = 587, opened: str = "") -> SmtpTransport:
     networks = (ip_network(opened),) if opened else ()
     policy = DialPolicy(networks, frozenset({port}), resolver)
-    return SmtpTransport(policy, quick_deadlines(2, blocked=0.3))
+    return SmtpTransport(policy, quick_deadlines(60, blocked=0.3))
 
 
 def unknown(host: str, port: int) -> Sequence[str]:

@@ -68,7 +68,7 @@ class Bench:
         self.socket = FakeSocket(self._respond, b"220 hi\r\n")
         monkeypatch.setattr(smtp_dialogue, "dial", self._dial)
         monkeypatch.setattr(SmtpSession, "encrypt", self._encrypt)
-        self.transport = SmtpTransport(loopback_policy(PORT), quick_deadlines(1))
+        self.transport = SmtpTransport(loopback_policy(PORT), quick_deadlines(60))
 
     def _dial(self, host: str, port: int, *_: object) -> FakeSocket:
         self.events.append(f"dial {host}:{port}")

@@ -1,6 +1,5 @@
 """The envelope said in one go: the same outcomes as in turn, in two round trips on a used connection."""
 
-import time
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -12,6 +11,7 @@ from gobii_email.domain.outcomes import Accepted, Cause, Lost, Outcome, Refused
 from gobii_email.domain.smtp_replies import Stage
 from gobii_email.ports import Sender
 from gobii_email.testing.smtp_server import Faults, RawServer, Script, ScriptedSmtpServer
+from gobii_email.testing.stack import eventually
 from tests.adapters.conftest import (
     MANY,
     MESSAGE,
@@ -75,8 +75,8 @@ class Relay:
         return reply
 
 
-def sender_to(server: RawServer | ScriptedSmtpServer, seconds: float = 5) -> Sender:
-    return transport_to(server.port, quick_deadlines(seconds)).open(in_the_clear(server.port), MANY)
+def sender_to(server: RawServer | ScriptedSmtpServer, **spans: float) -> Sender:
+    return transport_to(server.port, quick_deadlines(60, **spans)).open(in_the_clear(server.port), MANY)
 
 
 def play(offer: str, answers: dict[bytes, list[bytes]], **options: bool) -> tuple[Outcome, Outcome, Relay]:
@@ -232,9 +232,7 @@ def test_nothing_of_the_dot_is_written_before_the_mark() -> None:
     seen: list[bytes] = []
 
     def look() -> None:
-        end = time.monotonic() + 5
-        while time.monotonic() < end and not relay.pieces[-1].endswith(b"last line\r\n"):
-            time.sleep(0.001)
+        eventually(lambda: relay.pieces[-1].endswith(b"last line\r\n"), every=0.001)
         seen.append(b"".join(relay.pieces))
 
     with RawServer(relay) as server:
@@ -251,7 +249,7 @@ def test_hundreds_of_recipients_go_in_groups(
     many = [f"r{number}@rcpt.example" for number in range(count)]
     server.faults = Faults(always={many[0]: "550 5.1.1 No", many[-1]: "452 4.2.2 Full"})
     server.offers_pipelining = pipelining
-    sender = transport_to(server.port, quick_deadlines(20)).open(account(server.port), MANY)
+    sender = transport_to(server.port, quick_deadlines(60)).open(account(server.port), MANY)
     outcomes = [sender.send(envelope(*many), b"", MESSAGE, Notes()) for _ in range(2)]
     sender.close()
     for outcome, message in zip(outcomes, server.messages, strict=True):
@@ -296,7 +294,9 @@ def _silent_after(answers: bytes) -> Callable[[Script], None]:
 )
 def test_silence_is_judged_where_it_begins(answers: bytes, expected: tuple[object, ...]) -> None:
     with RawServer(_silent_after(answers)) as server:
-        outcome = sender_to(server, 0.3).send(envelope("a@r.example", "b@r.example"), b"", MESSAGE, Notes())
+        outcome = sender_to(server, envelope=1.5, body=0.4).send(
+            envelope("a@r.example", "b@r.example"), b"", MESSAGE, Notes()
+        )
     assert in_short(outcome) == expected
 
 

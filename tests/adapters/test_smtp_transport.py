@@ -224,7 +224,7 @@ def test_a_reply_lost_after_the_dot_is_marked_and_the_journal_knows_better(
 def test_a_fault_strikes_as_often_as_it_is_set_to(server: ScriptedSmtpServer) -> None:
     server.faults = Faults(
         replies={"DOT": "451 4.3.0 Try again"},
-        delays={"AFTER_DOT": timedelta(seconds=0.2)},
+        delays={"AFTER_DOT": timedelta(seconds=0.5)},
         times={"DOT": 1},
     )
     outcomes = [
@@ -363,7 +363,7 @@ def test_the_wire_form_ends_its_last_line() -> None:
 
 def test_a_large_message_with_dots_everywhere_arrives_whole(server: ScriptedSmtpServer) -> None:
     large = b"Subject: x\r\n\r\n" + b"..\r\n.\r\n.a\r\n" * 100_000
-    outcome = transport_to(server.port, quick_deadlines(20)).send(
+    outcome = transport_to(server.port, quick_deadlines(60)).send(
         account(server.port), envelope(), large, Notes()
     )
     assert isinstance(outcome, Accepted), outcome

@@ -93,7 +93,7 @@ class Machine:
         self, script: str, *arguments: str, cwd: Path | None = None, **environment: str
     ) -> tuple[int, str]:
         process = self.start(script, *arguments, cwd=cwd, **environment)
-        output = process.communicate(timeout=30)[0]
+        output = process.communicate(timeout=120)[0]
         return process.returncode, output
 
     @property
@@ -290,7 +290,7 @@ def test_a_missing_server_wheel_is_one_loud_line_and_no_obstacle(machine: Machin
 def test_two_at_once_install_once(machine: Machine) -> None:
     machine.add("python3.11", on_pip="sleep 0.3")
     both = [machine.start("demo"), machine.start("demo")]
-    assert [process.wait(30) for process in both] == [0, 0]
+    assert [process.wait(120) for process in both] == [0, 0]
     assert installed(machine) == ["run", "embedded"]
     assert [line for line in machine.logged if line.startswith("venv by")] == ["venv by python3.11"]
 
@@ -302,7 +302,7 @@ def test_a_lock_left_by_a_killed_run_holds_nobody_up(machine: Machine) -> None:
     machine.add("python3.11")
     started = time.monotonic()
     assert machine.run("demo")[0] == 0
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 def test_commands_run_at_the_root_from_anywhere_with_their_arguments(

@@ -13,7 +13,7 @@ from tests.console.conftest import Owner, ada, bob, doubtful, staff, tested
 __all__ = ["ada", "bob", "doubtful", "staff", "tested"]
 
 CHROMIUM = Path("/usr/bin/chromium")
-SECONDS = 10
+SECONDS = 60
 SHOTS = Path(__file__).parents[2] / "var" / "screenshots"
 
 

@@ -93,6 +93,7 @@ def test_live_updates_can_be_paused(arrive: Arrive, ada: Owner, mailbox: Any) ->
     message = mail_from(mailbox)
     page = arrive(ada).see(reverse("console:message", args=[message.pk]))
     page.get_by_role("button", name="Pause live updates").click()
+    page.locator(".htmx-request").wait_for(state="detached")  # what was asked for before is answered
     work(message)
     page.wait_for_timeout(1500)
     assert "queued" in page.locator("#stand").inner_text()

@@ -47,7 +47,7 @@ def html_of(answer: Any) -> str:
     return text
 
 
-def finished(client: Client, url: str, seconds: float = 20) -> str:
+def finished(client: Client, url: str, seconds: float = 120) -> str:
     """The report once it no longer reloads itself, as a browser would come to see it."""
     deadline = time.monotonic() + seconds
     while 'http-equiv="refresh"' in (html := html_of(client.get(url))):

@@ -100,7 +100,7 @@ def test_a_frozen_redis_is_found_within_bounds(stack):
         code, rows = ask(stack)
     finally:
         stack.valkey.thaw()
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     assert code == 1
     assert rows["redis"]["status"] == rows["workers"]["status"] == "fail"
     assert rows["database"]["status"] == "ok"
@@ -185,7 +185,7 @@ def test_a_dispatcher_and_a_beat_are_seen_while_they_are_at_work(stack, valkey):
         str(stack.directory / "schedule"),
     ]
     beat = stack.start_process("beat", command)
-    eventually(lambda: processes.beat().status == "ok", seconds=30)
+    eventually(lambda: processes.beat().status == "ok", seconds=120)
     row = eventually(lambda: (found := processes.dispatcher()).status == "ok" and found)
     assert f":{dispatcher.pid};" in row.text
     beat.freeze()
@@ -257,7 +257,9 @@ def postgres():
 def ask_postgres(stack, postgres, options=""):
     env = stack.env | {"DATABASE_URL": postgres.url + options}
     command = [sys.executable, "manage.py", "email_doctor", "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
     return done.returncode, rows_of(json.loads(done.stdout))
 
 
@@ -299,10 +301,10 @@ def test_an_examination_that_hangs_is_a_finding_and_holds_up_nobody():
     end = threading.Event()
     started = time.monotonic()
     rows = list(
-        examined([("stuck", lambda: end.wait(20)), ("well", lambda: Row("well", "ok", "fine"))], within=0.3)
+        examined([("stuck", lambda: end.wait(60)), ("well", lambda: Row("well", "ok", "fine"))], within=2)
     )
     end.set()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert [(row.name, row.status) for row in rows] == [("stuck", "fail"), ("well", "ok")]
 
 

@@ -46,7 +46,7 @@ class Client:
         if login:
             request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as problem:
             return problem.code, problem.read().decode()
@@ -83,7 +83,7 @@ def start_flower(stack: Stack, name: str, env: dict[str, str]) -> tuple[Process,
     command = [sys.executable, "-m", "celery", "-A", "worker", "flower", f"--port={port}"]
     process = stack.start_process(name, command, env)
     client = Client(port)
-    eventually(lambda: client.ask("/healthcheck")[0] == 200, seconds=30)
+    eventually(lambda: client.ask("/healthcheck")[0] == 200, seconds=120)
     return process, client
 
 
@@ -91,7 +91,7 @@ def start_flower(stack: Stack, name: str, env: dict[str, str]) -> tuple[Process,
 def client(stack: Stack) -> Client:
     _, client = start_flower(stack, "flower", {})
     # Flower has seen the worker's heartbeat, so it hears its events.
-    eventually(lambda: "worker1@" in client.ask("/workers?json=1")[1], seconds=20)
+    eventually(lambda: "worker1@" in client.ask("/workers?json=1")[1], seconds=120)
     return client
 
 
@@ -105,9 +105,9 @@ def tasks(stack: Stack, client: Client) -> list[dict[str, Any]]:
         return found if len(found) == count else []
 
     stack.send(mail | {"to": "to@rcpt.example"})
-    eventually(lambda: finished(1), seconds=20)
+    eventually(lambda: finished(1), seconds=120)
     stack.send(mail | {"to": "nobody@rcpt.example"})
-    return eventually(lambda: finished(2), seconds=20)
+    return eventually(lambda: finished(2), seconds=120)
 
 
 def test_real_sends_are_shown_by_name_with_their_outcome(tasks: list[dict[str, Any]]) -> None:

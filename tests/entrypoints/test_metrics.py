@@ -48,7 +48,7 @@ def read(port: int, token: str = TOKEN) -> dict[str, float]:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {token}"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     return {
         " ".join([sample.name, *sample.labels.values()]): sample.value
@@ -75,24 +75,24 @@ def test_two_workers_count_every_mail_once_also_when_one_is_killed(
 ) -> None:
     first = stack.start_worker()
     send(stack, 15)
-    smtp_server.wait_for(15, seconds=30)
+    smtp_server.wait_for(15, seconds=120)
     eventually(lambda: sent(read(port)) == 15)
     second = stack.start_worker()
     first.kill()
     send(stack, 10)
-    smtp_server.wait_for(25, seconds=30)
+    smtp_server.wait_for(25, seconds=120)
     # The port was the first worker's; the other one takes it over, with what both have counted.
-    samples = eventually(lambda: _when(port, count=25), seconds=30, every=0.5)
+    samples = eventually(lambda: _when(port, count=25), seconds=120, every=0.5)
     assert sent(samples) == 25 == len(smtp_server.messages)
-    assert samples["gobii_email_stage_seconds_count dot"] == 25
-    assert samples["gobii_email_messages queued"] == 0
+    eventually(lambda: read(port)["gobii_email_stage_seconds_count dot"] == 25)
+    eventually(lambda: read(port)["gobii_email_messages queued"] == 0)
     assert (tmp_path / "heartbeat").exists()
     assert second.is_running
 
     with pytest.raises(HTTPError) as refused:
         read(port, "wrong")
     assert refused.value.code == 401
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as alive:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60) as alive:
         assert alive.read() == b"ok\n"
 
 

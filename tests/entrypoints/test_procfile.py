@@ -43,7 +43,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pr
         for name, process in started.items():
             eventually(
                 lambda name=name, process=process: READY[name] in process.output() or not process.is_running,
-                seconds=60,
+                seconds=180,
             )
         time.sleep(SECONDS_TO_LIVE)
         yield started

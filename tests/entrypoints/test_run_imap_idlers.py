@@ -23,7 +23,7 @@ from gobii_email.testing.stack import Process, Stack, eventually
 
 PASSWORD = "S3cret"
 _numbers = itertools.count()
-soon = partial(eventually, seconds=60)
+soon = partial(eventually, seconds=180)
 
 _CONNECT = """
 import json, sys
@@ -49,7 +49,7 @@ for address in facts["addresses"]:
 _WAIT_FOR = """
 from gobii_email.models import Mailbox, ReceivedMail
 from gobii_email.testing.stack import eventually
-eventually(lambda: {}, seconds=40)
+eventually(lambda: {}, seconds=180)
 """
 
 
@@ -63,7 +63,7 @@ class Installation:
             "SSL_CERT_FILE": str(authority.ca_file),
             "BYO_EMAIL_ALLOWED_PORTS": str(port),
             "IMAP_IDLE_SCAN_INTERVAL_SEC": "200ms",
-            "IMAP_IDLE_LEASE_TTL_SEC": "2s",
+            "IMAP_IDLE_LEASE_TTL_SEC": "6s",
             "IMAP_IDLE_DEBOUNCE_SEC": "300ms",
         }
 
