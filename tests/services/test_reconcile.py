@@ -170,6 +170,15 @@ def test_a_mail_that_a_filing_server_did_not_file_was_not_sent(scene: Scene, on_
     assert "it never took the mail" in evidence and "3 of 3 seen" in evidence
 
 
+def test_one_look_is_no_proof_however_late_it_comes(scene: Scene) -> None:
+    scene.has_filed()
+    attempt = scene.doubtful()
+    scene.later(minutes=30)
+    assert statuses(attempt.message) == ["in_doubt", "in_doubt"]
+    scene.later(seconds=31)
+    assert statuses(attempt.message) == ["queued", "deferred", "queued"]
+
+
 def test_a_slow_server_is_given_three_times_its_own_lag(scene: Scene) -> None:
     scene.has_filed(times=20, lag=600)
     attempt = scene.doubtful()
