@@ -183,6 +183,9 @@ def gather(directory: Path, authority: ThrowAwayAuthority, ports: dict[str, int]
         dispatcher.stop()
         made.places["worker: log and spans"] = worker.log.read_bytes()
         made.places["dispatcher: log"] = dispatcher.log.read_bytes()
+        made.places["metrics"] = b"".join(
+            path.read_bytes() for path in sorted((directory / "var" / "metrics").iterdir())
+        )
         made.places["events"] = json.dumps(events.recorded, ensure_ascii=False).encode()
         made.places["database"] = database_content(directory / "stack.sqlite3")
         made.places["database file"] = b"".join(
@@ -340,6 +343,7 @@ def test_mail_failed_at_every_stage_with_the_secret_in_use(aftermath: Aftermath)
         ("worker: log and spans", b'"event": "smtp.send.failed"'),
         ("dispatcher: log", b"dispatcher.started"),
         ("events", b"task-succeeded"),
+        ("metrics", b"gobii_email_attempts_total"),
         ("redis", b"_kombu"),
         ("database", USERNAME.encode()),
         ("database file", USERNAME.encode()),
