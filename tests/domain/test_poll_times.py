@@ -21,3 +21,8 @@ def test_an_interval_varies_by_a_tenth_and_is_never_below_half_a_minute(seconds:
     found = interval(seconds, draw).total_seconds()
     assert 30 <= found <= max(30, seconds * 1.1 + 0.001)
     assert found >= seconds * 0.9 - 0.001
+
+
+def test_mailboxes_that_were_connected_together_drift_apart() -> None:
+    assert [interval(120, draw).total_seconds() for draw in (0, 0.5, 1)] == [108, 120, 132]
+    assert [backoff(1, draw).total_seconds() for draw in (0, 1)] == [108, 132]
