@@ -166,6 +166,7 @@ class AccountTurn:
             self._call_for_help(entered)
             self._send_batch(works)
             self.place.settle()
+            turn.note_written(Provider.SMTP)
             if self.obstacle is not None:
                 turn.flush(Provider.SMTP)
                 self._wait_for_limit(self.obstacle, timezone.now())

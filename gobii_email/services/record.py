@@ -44,6 +44,11 @@ class Entry(Generic[T]):
         self.is_written, self.problem = is_written, problem
         self._done.release()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether `wait` answers at once."""
+        return not self._done.locked()
+
     def wait(self) -> bool:
         """Whether the row was still ours, once that is known. Raises what kept it from being written."""
         with self._done:

@@ -30,6 +30,8 @@ AT_ONCE = 20
 LONGEST_TURN = 30.0
 """Seconds after which a turn goes to the back of the line."""
 
+Written = tuple[Work, Outcome, Entry[Acceptance]]
+
 
 class Turn:
     """One thread's turn with one lane.
@@ -48,7 +50,7 @@ class Turn:
         self.kept = Kept(self.name, config().lease)
         self.began_at = time.monotonic()
         self.outcomes: dict[str, str] = {}
-        self.written: list[tuple[Work, Outcome, Entry[Acceptance]]] = []
+        self.written: list[Written] = []
         self.has_more = self.is_over = False
         self.was_postponed = False
 
@@ -103,15 +105,28 @@ class Turn:
         """Waits until every acceptance is written; one that was not ours any more is noted as late."""
         acceptances.hurry()
         written, self.written = self.written, []
-        accepted = []
-        try:
-            for work, outcome, entry in written:
+        self._note(written, provider)
+
+    def note_written(self, provider: Provider) -> None:
+        """The same for those that are written by now, without waiting for the others."""
+        over = [entry.is_over for _, _, entry in self.written]
+        rows = list(zip(self.written, over, strict=True))
+        self.written = [row for row, is_over in rows if not is_over]
+        self._note([row for row, is_over in rows if is_over], provider)
+
+    def _note(self, written: Sequence[Written], provider: Provider) -> None:
+        accepted, problems = [], []
+        for work, outcome, entry in written:
+            try:
                 if entry.wait():
                     accepted.append((work, entry.value))
                 else:
                     self._settle_alone(work, outcome, provider)
-        finally:
-            measure.accepted(accepted, self.origin.account)
+            except Exception as problem:
+                problems.append(problem)  # of this mail; the others are noted nevertheless
+        measure.accepted(accepted, self.origin.account)
+        if problems:
+            raise problems[0]
 
     def summary(self) -> str:
         """What became of the attempt that was hinted at, or of the others where it was not in the turn."""

@@ -73,7 +73,7 @@ class Attempts:
     def most_uncounted(self, killed: Process) -> int:
         """How many of the sent ones the worker `killed` may have left uncounted.
 
-        A turn counts its acceptances when it ends, and each thread was in one turn at most.
+        A turn counts its acceptances at the end of each batch, and each thread was in one turn at most.
         """
         turns = Counter(row["turn"] for row in self.sent if row["owner"].startswith(f"{killed.name}@"))
         return sum(count for _, count in turns.most_common(THREADS))

@@ -171,6 +171,26 @@ def test_an_ending_whose_commit_was_not_confirmed_is_counted(
     counted.begin_anew()
 
 
+def test_an_ending_that_cannot_be_written_keeps_no_other_from_being_counted(
+    account: AgentEmailAccount, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted(settings, tmp_path)
+    real, faults = statements.write_acceptances, [ValueError("not this one")]
+
+    def write(rows: Sequence[Acceptance]) -> set[uuid.UUID]:
+        if faults:
+            raise faults.pop()
+        return real(rows)
+
+    monkeypatch.setattr(statements, "write_acceptances", write)
+    messages = [send(to=f"{name}@rcpt.example") for name in "abc"]
+    with pytest.raises(ValueError, match="not this one"):
+        deliver(str(messages[0].attempts.get().pk), owner="worker-1")
+    assert [fresh(message).latest_status for message in messages] == ["sending", "sent", "sent"]
+    assert counted.of("gobii_email_attempts_total", outcome="sent") == 2
+    counted.begin_anew()
+
+
 def test_an_ending_written_at_the_second_try_is_complete(
     account: AgentEmailAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,6 +231,16 @@ def test_a_turn_claims_what_it_will_send_before_it_makes_room(
     assert asked[0] == 4
 
 
+def test_what_is_accepted_is_counted_batch_by_batch(
+    account: AgentEmailAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    monkeypatch.setattr(turns, "AT_ONCE", 3)
+    monkeypatch.setattr(turns.measure, "accepted", lambda rows, account: counted.append(len(rows)))
+    turn(several(7)[0])
+    assert counted[:2] == [3, 3] and sum(counted) == 7, "a worker that is killed has lost few of them"
+
+
 def pause(account: AgentEmailAccount) -> None:
     hold.pause(account, reason="Moving house")
 
