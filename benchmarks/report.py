@@ -1,7 +1,7 @@
 """Runs the benchmarks and writes what they found into docs/performance.md, each under its own mark.
 
 What spans and metrics cost goes into docs/telemetry.md.
-`python -m benchmarks.report` runs all of them, some twenty minutes; with names it runs those and leaves the
+`python -m benchmarks.report` runs all of them, some forty minutes; with names it runs those and leaves the
 other tables as they are. Only real runs are written, with the machine, the date and the versions.
 """
 
@@ -180,7 +180,7 @@ def tracing_section() -> str:
 
 SECTIONS: Mapping[str, Callable[[], str]] = {
     "submission": submission_section,
-    "drain": lambda: drain_section(drain.Load(), rounds=3, seconds=420),
+    "drain": lambda: drain_section(drain.Load(), rounds=2, seconds=900),
     "fairness": fairness_section,
     "limits": limits_section,
     "scale": scale_section,

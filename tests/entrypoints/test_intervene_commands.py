@@ -91,9 +91,11 @@ def test_a_message_that_is_not_in_doubt_cannot_be_settled():
 def test_a_look_that_nobody_can_take_is_no_success():
     message = send()
     into_doubt(message)
-    answer = run("email_resolve", message.pk, "--look", "--json")
-    assert answer.code == 1
-    assert "Nobody can look into Sent" in answer.document["error"]["reason"]
+    for had_account, reason in ((False, "there is no Sent to look into"), (True, "Nobody can look into Sent")):
+        type(message).objects.update(had_account=had_account)
+        answer = run("email_resolve", message.pk, "--look", "--json")
+        assert answer.code == 1
+        assert reason in answer.document["error"]["reason"]
     both = run("email_resolve", message.pk, "--look", "--as", "sent")
     assert both.code != 0 and message.attempts.get().status == "in_doubt"
 
