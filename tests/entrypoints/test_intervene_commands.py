@@ -91,7 +91,10 @@ def test_a_message_that_is_not_in_doubt_cannot_be_settled():
 def test_a_look_that_nobody_can_take_is_no_success():
     message = send()
     into_doubt(message)
-    for had_account, reason in ((False, "there is no Sent to look into"), (True, "Nobody can look into Sent")):
+    for had_account, reason in (
+        (False, "there is no Sent to look into"),
+        (True, "Nobody can look into Sent"),
+    ):
         type(message).objects.update(had_account=had_account)
         answer = run("email_resolve", message.pk, "--look", "--json")
         assert answer.code == 1
